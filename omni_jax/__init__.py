@@ -1,0 +1,1 @@
+"""OmniJAX: Qwen2.5-Omni in JAX and Flax, for TPU first."""

@@ -1,0 +1,32 @@
+"""The project's few exceptions. Each message says what is wrong, where, and what would mend it.
+
+The command line catches `OmniError` and exits with status 2; anything else is a bug.
+"""
+
+
+class OmniError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class ConfigError(OmniError):
+    """A configuration lacks a key, holds a bad value, or asks for mathematics that is not supported."""
+
+
+class MediaError(OmniError):
+    """A media file is missing, corrupt, empty, or of a size or kind that the model cannot take."""
+
+
+class PromptError(OmniError):
+    """A conversation is malformed, or its placeholders and its media do not match."""
+
+
+class CapacityError(OmniError):
+    """A request is larger than the largest bucket, the cache, or the model's position range."""
+
+
+class CheckpointError(OmniError):
+    """A checkpoint is missing, incomplete, corrupt, or does not fit the configuration."""
+
+
+class ShardingError(OmniError):
+    """A parameter axis does not divide over its mesh axis."""

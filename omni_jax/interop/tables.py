@@ -1,0 +1,24 @@
+"""The weight table of a whole model: the tables of its components, one after another."""
+
+from omni_jax.config import OmniConfig
+from omni_jax.interop import table_talker, table_thinker
+from omni_jax.interop.weight_table import Table, check_table
+
+# Published name prefix of each group of our components.
+THINKER_COMPONENTS = ("audio_encoder", "vision_encoder", "thinker")
+TALKER_COMPONENTS = ("talker",)
+TOKEN2WAV_COMPONENTS = ("speaker_encoder", "dit", "bigvgan")
+COMPONENTS = (*THINKER_COMPONENTS, *TALKER_COMPONENTS, *TOKEN2WAV_COMPONENTS)
+
+
+def table(config: OmniConfig) -> Table:
+    """Every parameter of the model that `config` describes; without Talker or Token2Wav where it has none."""
+    result = table_thinker.table(config.thinker_config)
+    if config.talker_config is not None:
+        result += table_talker.table(config.talker_config)
+    if config.token2wav_config is not None:
+        from omni_jax.interop import table_token2wav
+
+        result += table_token2wav.table(config.token2wav_config)
+    check_table(result)
+    return result

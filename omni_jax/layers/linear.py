@@ -1,0 +1,55 @@
+"""Linear maps whose kernels name their axes."""
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Linear(nn.Module):
+    """Contracts the last `len(in_shape)` axes of the input with the first axes of the kernel.
+
+    Linear((D,), (N, H), ("embed", "heads", "head_dim")): [..., D] -> [..., N, H]
+    Linear((N, H), (D,), ("heads", "head_dim", "embed")): [..., N, H] -> [..., D]
+    """
+
+    in_shape: Sequence[int]
+    out_shape: Sequence[int]
+    axes: Sequence[str]
+    use_bias: bool = False
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    stddev: float = 0.02
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        in_shape, out_shape, axes = tuple(self.in_shape), tuple(self.out_shape), tuple(self.axes)
+        initializer = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), axes)
+        kernel = self.param("kernel", initializer, in_shape + out_shape, self.param_dtype).astype(self.dtype)
+        batch = x.shape[: x.ndim - len(in_shape)]
+        # One plain matrix product: every back end has its fastest path for it, and the reshapes are free.
+        out = x.astype(self.dtype).reshape(*batch, math.prod(in_shape)) @ kernel.reshape(math.prod(in_shape), -1)
+        if self.use_bias:
+            initializer = nn.with_logical_partitioning(nn.initializers.zeros, axes[len(in_shape) :])
+            bias = self.param("bias", initializer, out_shape, self.param_dtype)
+            out = out + bias.astype(self.dtype).reshape(-1)
+        return out.reshape(*batch, *out_shape)
+
+
+class Embed(nn.Module):
+    """Token ids to rows of a table. Ids outside the table are the caller's to reject (JAX would clamp them)."""
+
+    vocab_size: int
+    width: int
+    axes: Sequence[str] = ("vocab", "embed")
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    stddev: float = 0.02
+
+    @nn.compact
+    def __call__(self, ids: Array) -> Float[Array, "... D"]:
+        initializer = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), tuple(self.axes))
+        table = self.param("embedding", initializer, (self.vocab_size, self.width), self.param_dtype)
+        return table[ids].astype(self.dtype)

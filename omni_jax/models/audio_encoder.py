@@ -1,0 +1,123 @@
+"""Audio encoder: Whisper-style layers that attend within blocks of 2 s (paper, section 2.2).
+
+Blocks never see each other, not even through the convolutions, so a block can be encoded as soon as it has been
+heard: the encoder's state between blocks is empty.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from omni_jax.config import AudioEncoderConfig
+from omni_jax.layers.attention import attend
+from omni_jax.layers.convolution import Conv1d
+from omni_jax.layers.feed_forward import GeluFeedForward
+from omni_jax.layers.linear import Linear
+from omni_jax.layers.norms import LayerNorm
+
+
+class AudioEncoderLayer(nn.Module):
+    config: AudioEncoderConfig
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    trace: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "G T D"], mask: Array):
+        config = self.config
+        width, heads, head_dim = config.d_model, config.encoder_attention_heads, config.head_dim
+        common = dict(dtype=self.dtype, param_dtype=self.param_dtype, stddev=config.initializer_range)
+        hidden = LayerNorm(name="attention_norm", param_dtype=self.param_dtype)(x)
+        x = x + _Attention(width, heads, head_dim, name="attention", **common)(hidden, mask)
+        hidden = LayerNorm(name="mlp_norm", param_dtype=self.param_dtype)(x)
+        x = x + GeluFeedForward(width, config.encoder_ffn_dim, name="mlp", **common)(hidden)
+        return x, (x if self.trace else None)
+
+
+class _Attention(nn.Module):
+    width: int
+    heads: int
+    head_dim: int
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    stddev: float
+
+    @nn.compact
+    def __call__(self, x, mask):
+        common = dict(dtype=self.dtype, param_dtype=self.param_dtype, stddev=self.stddev)
+
+        def into(name: str, use_bias: bool):
+            shape, axes = (self.heads, self.head_dim), ("embed", "heads", "head_dim")
+            return Linear((self.width,), shape, axes, use_bias=use_bias, name=name, **common)(x)
+
+        query, key, value = into("query", True), into("key", False), into("value", True)
+        out = attend(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask)
+        shape, axes = (self.heads, self.head_dim), ("heads", "head_dim", "embed")
+        return Linear(shape, (self.width,), axes, use_bias=True, name="out", **common)(out)
+
+
+class AudioEncoder(nn.Module):
+    """Mel blocks to audio tokens, one token for 40 ms."""
+
+    config: AudioEncoderConfig
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    trace: bool = False
+
+    @nn.compact
+    def __call__(
+        self, mel: Float[Array, "G F M"], frames: Int[Array, "G"]
+    ) -> tuple[Float[Array, "G T D"], Float[Array, "L G T E"] | None]:
+        """Encodes independent blocks.
+
+        Args:
+            mel: log-mel blocks, F = 2 * n_window frames, zero beyond the valid ones.
+            frames: valid frames of each block; 0 for a padding block.
+
+        Returns:
+            T = n_window // 2 tokens a block, of which the first ((frames - 1) // 2 + 1) // 2 are real, and each
+            layer's output when `trace` is set.
+        """
+        config = self.config
+        common = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        heard = jnp.arange(mel.shape[1]) < frames[:, None]
+        x = mel.astype(self.dtype) * heard[..., None].astype(self.dtype)
+        x = jax.nn.gelu(Conv1d(config.d_model, 3, dtype=self.dtype, name="conv1")(x), approximate=False)
+        # the bias makes padding non-zero; the next convolution must not see it
+        x = x * heard[..., None].astype(self.dtype)
+        x = Conv1d(config.d_model, 3, stride=2, dtype=self.dtype, name="conv2")(x)
+        x = jax.nn.gelu(x, approximate=False)
+        x = x + sinusoids(x.shape[1], config.d_model).astype(self.dtype)
+
+        # [G, 1, T]: all queries of a block see its valid positions
+        mask = (jnp.arange(x.shape[1]) < (frames[:, None] + 1) // 2)[:, None, :]
+        x, outputs = nn.scan(
+            AudioEncoderLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast,),
+            length=config.encoder_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config, trace=self.trace, name="layers", **common)(x, mask)
+
+        x = x.reshape(x.shape[0], x.shape[1] // 2, 2, config.d_model).mean(axis=2)
+        x = LayerNorm(name="final_norm", param_dtype=self.param_dtype)(x)
+        shape = (config.d_model,), (config.output_dim,)
+        x = Linear(*shape, ("embed", "embed_out"), use_bias=True, name="projection", **common)(x)
+        # marker embeddings of the published checkpoint, which its own forward pass never reads
+        self.param(
+            "bos_eos_embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(config.initializer_range), (None, "embed_out")),
+            (2, config.output_dim),
+            self.param_dtype,
+        )
+        return x, outputs
+
+
+def sinusoids(length: int, width: int, *, max_timescale: float = 10000.0) -> Float[Array, "T D"]:
+    """Whisper's position table: sines in the first half of the channels, cosines in the second."""
+    rates = np.exp(-np.log(max_timescale) / (width // 2 - 1) * np.arange(width // 2))
+    angles = np.arange(length)[:, None] * rates[None, :]
+    return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=1), jnp.float32)

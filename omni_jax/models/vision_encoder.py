@@ -1,0 +1,140 @@
+"""Vision encoder: a windowed vision transformer with 2x2 merging, over packed images of unlike sizes.
+
+Patches arrive in window order (`input_pipeline/packing.py`), so windows are contiguous and no permutation is left to
+do on the device; the merged tokens come out in window order too, and the prompt's source rows point into it.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from omni_jax.config import VisionEncoderConfig
+from omni_jax.layers.attention import attend_within_blocks
+from omni_jax.layers.feed_forward import GatedFeedForward
+from omni_jax.layers.linear import Linear
+from omni_jax.layers.norms import RMSNorm
+from omni_jax.layers.rotary import Tables, axial_tables, rotate
+
+
+@struct.dataclass
+class VisionLayout:
+    """Which patches attend to each other: by window in most layers, by whole frame in the others.
+
+    `*_slots` hold the packed index at each place of each block (P marks an empty place), `*_home` the flat place of
+    each packed patch.
+    """
+
+    coordinates: Int[Array, "P 2"]
+    window_slots: Int[Array, "W M"]
+    window_home: Int[Array, "P"]
+    frame_slots: Int[Array, "F N"]
+    frame_home: Int[Array, "P"]
+
+
+class VisionLayer(nn.Module):
+    config: VisionEncoderConfig
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    trace: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "P D"], whole_frame: Array, tables: Tables, layout: VisionLayout):
+        config = self.config
+        width, heads, head_dim = config.hidden_size, config.num_heads, config.head_dim
+        common = dict(dtype=self.dtype, param_dtype=self.param_dtype, stddev=config.initializer_range)
+        norm = dict(epsilon=config.rms_norm_eps, param_dtype=self.param_dtype)
+
+        out = _Attention(width, heads, head_dim, name="attention", **common)(
+            RMSNorm(name="attention_norm", **norm)(x), whole_frame, tables, layout
+        )
+        x = x + out
+        feed_forward = GatedFeedForward(width, config.intermediate_size, use_bias=True, name="mlp", **common)
+        x = x + feed_forward(RMSNorm(name="mlp_norm", **norm)(x))
+        return x, (x if self.trace else None)
+
+
+class _Attention(nn.Module):
+    width: int
+    heads: int
+    head_dim: int
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    stddev: float
+
+    @nn.compact
+    def __call__(self, x, whole_frame, tables, layout):
+        common = dict(use_bias=True, dtype=self.dtype, param_dtype=self.param_dtype, stddev=self.stddev)
+        shape = (self.heads, self.head_dim)
+        query, key, value = (
+            Linear((self.width,), shape, ("embed", "heads", "head_dim"), name=name, **common)(x)
+            for name in ("query", "key", "value")
+        )
+        # the published encoder rotates in float32 whatever its dtype
+        query, key = (rotate(part, tables, dtype=jnp.float32) for part in (query, key))
+        out = jax.lax.cond(
+            whole_frame,
+            lambda q, k, v: attend_within_blocks(q, k, v, slots=layout.frame_slots, home=layout.frame_home),
+            lambda q, k, v: attend_within_blocks(q, k, v, slots=layout.window_slots, home=layout.window_home),
+            query,
+            key,
+            value,
+        )
+        return Linear(shape, (self.width,), ("heads", "head_dim", "embed"), name="out", **common)(out)
+
+
+class PatchMerger(nn.Module):
+    """Norm, then four neighbouring patches through a two-layer GELU network to one token."""
+
+    config: VisionEncoderConfig
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "P D"]) -> Float[Array, "Q H"]:
+        config = self.config
+        common = dict(use_bias=True, dtype=self.dtype, param_dtype=self.param_dtype, stddev=config.initializer_range)
+        x = RMSNorm(epsilon=config.rms_norm_eps, param_dtype=self.param_dtype, name="norm")(x)
+        merged = config.hidden_size * config.spatial_merge_size**2
+        x = x.reshape(-1, merged)
+        x = jax.nn.gelu(Linear((merged,), (merged,), ("embed", "mlp"), name="up", **common)(x), approximate=False)
+        return Linear((merged,), (config.out_hidden_size,), ("mlp", "embed"), name="down", **common)(x)
+
+
+class VisionEncoder(nn.Module):
+    """Packed patches to merged tokens."""
+
+    config: VisionEncoderConfig
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    trace: bool = False
+
+    @nn.compact
+    def __call__(
+        self, patches: Float[Array, "P C"], layout: VisionLayout
+    ) -> tuple[Float[Array, "Q H"], Float[Array, "L P D"] | None]:
+        """Encodes packed patches (window order; rows without a block are padding and give garbage tokens).
+
+        Returns:
+            Q = P / 4 tokens in window order, and each layer's output when `trace` is set.
+        """
+        config = self.config
+        common = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        x = Linear(
+            (config.patch_dim,), (config.hidden_size,), ("patch", "embed"), stddev=config.initializer_range,
+            name="patch_embed", **common,
+        )(patches)  # fmt: skip
+        tables = axial_tables(layout.coordinates, head_dim=config.head_dim, theta=config.rope_theta)
+        whole_frame = np.zeros(config.depth, bool)
+        whole_frame[list(config.fullatt_block_indexes)] = True
+        x, outputs = nn.scan(
+            VisionLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=config.depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config, trace=self.trace, name="layers", **common)(x, jnp.asarray(whole_frame), tables, layout)
+        return PatchMerger(config, name="merger", **common)(x), outputs

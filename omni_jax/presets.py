@@ -1,0 +1,151 @@
+"""Named configurations: the two published models, and a tiny one for tests."""
+
+from omni_jax import config as C
+from omni_jax.errors import ConfigError
+
+
+def _published(*, vocab, hidden, mlp, layers, heads, kv_heads, talker: C.TalkerConfig) -> C.OmniConfig:
+    """The 7B and 3B models share everything but the Thinker's size and the Talker."""
+    audio = C.AudioEncoderConfig(
+        d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120, output_dim=hidden
+    )
+    vision = C.VisionEncoderConfig(
+        depth=32,
+        hidden_size=1280,
+        intermediate_size=3420,
+        num_heads=16,
+        out_hidden_size=hidden,
+        fullatt_block_indexes=(7, 15, 23, 31),
+    )
+    text = C.TextConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+    )
+    return C.OmniConfig(C.ThinkerConfig(audio, vision, text), talker, C.Token2WavConfig())
+
+
+def _tiny() -> C.OmniConfig:
+    """Every kind of layer, a few wide; token ids of a small vocabulary."""
+    audio = C.AudioEncoderConfig(
+        d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128, output_dim=64
+    )
+    vision = C.VisionEncoderConfig(
+        depth=4,
+        hidden_size=64,
+        intermediate_size=96,
+        num_heads=4,
+        out_hidden_size=64,
+        fullatt_block_indexes=(1, 3),
+    )
+    text = C.TextConfig(
+        vocab_size=1280,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        mrope_section=(2, 3, 3),
+    )
+    thinker = C.ThinkerConfig(
+        audio,
+        vision,
+        text,
+        audio_token_id=1003,
+        image_token_id=1012,
+        video_token_id=1013,
+        audio_start_token_id=1004,
+        audio_end_token_id=1005,
+        vision_start_token_id=1009,
+        vision_end_token_id=1010,
+    )
+    talker = C.TalkerConfig(
+        vocab_size=160,
+        embedding_size=64,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        mrope_section=(2, 3, 3),
+        tts_text_start_token_id=1101,
+        tts_text_end_token_id=1102,
+        tts_text_pad_token_id=1100,
+        tts_codec_start_token_id=141,
+        tts_codec_end_token_id=142,
+        tts_codec_pad_token_id=140,
+        tts_codec_mask_token_id=144,
+    )
+    dit = C.DiTConfig(
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        head_dim=16,
+        emb_dim=32,
+        look_ahead_layers=(1,),
+        look_backward_layers=(0, 2),
+        num_embeds=128,
+        enc_channels=(32, 32, 32, 32, 96),
+        enc_attention_channels=16,
+        enc_se_channels=16,
+        enc_dim=16,
+    )
+    vocoder = C.BigVGANConfig(upsample_initial_channel=64)
+    return C.OmniConfig(thinker, talker, C.Token2WavConfig(dit, vocoder))
+
+
+_PRESETS = {
+    "qwen2.5-omni-7b": lambda: _published(
+        vocab=152064,
+        hidden=3584,
+        mlp=18944,
+        layers=28,
+        heads=28,
+        kv_heads=4,
+        talker=C.TalkerConfig(
+            vocab_size=8448,
+            embedding_size=3584,
+            hidden_size=896,
+            intermediate_size=18944,
+            num_hidden_layers=24,
+            num_attention_heads=12,
+            num_key_value_heads=4,
+        ),
+    ),
+    "qwen2.5-omni-3b": lambda: _published(
+        vocab=151936,
+        hidden=2048,
+        mlp=11008,
+        layers=36,
+        heads=16,
+        kv_heads=2,
+        talker=C.TalkerConfig(
+            vocab_size=8448,
+            embedding_size=2048,
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            head_dim=64,
+            mrope_section=(16, 16, 0),
+        ),
+    ),
+    "tiny": _tiny,
+}
+NAMES = tuple(_PRESETS)
+
+
+def preset(name: str) -> C.OmniConfig:
+    """The named configuration.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    if name not in _PRESETS:
+        raise ConfigError(f"There is no preset {name!r}. Presets: {', '.join(NAMES)}.")
+    return _PRESETS[name]()

@@ -1,0 +1,1 @@
+"""Prefill, decode and streaming on the device."""

@@ -1,0 +1,187 @@
+"""The jitted programs of text sampling. Each is one function of (parameters, state); nothing is hidden in them.
+
+Programs are keyed by shapes and by the static arguments named here, so the number of compilations is bounded by the
+buckets of `input_pipeline/packing.py`; `compiled_programs` counts them.
+
+Decoding state is donated: the cache is updated in place, and a caller must not use a state that it has passed in.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from omni_jax.config import AudioEncoderConfig, TextConfig, VisionEncoderConfig
+from omni_jax.layers.kv_cache import KVCache
+from omni_jax.models.audio_encoder import AudioEncoder
+from omni_jax.models.thinker import Thinker, place_media, thinker_cache
+from omni_jax.models.vision_encoder import VisionEncoder, VisionLayout
+from omni_jax.sampling.warpers import WarperOptions, draw, warp
+
+Params = Any
+
+
+@struct.dataclass
+class DecodeState:
+    """All that a decoding loop carries from one token to the next. B rows, S cache slots."""
+
+    cache: KVCache
+    slot: Int[Array, "B"]  # where the next key and value go
+    position: Int[Array, "B"]  # TMRoPE id of the next position (all three axes)
+    step: Int[Array, "B"]  # tokens generated so far
+    token: Int[Array, "B"]  # the last generated token
+    done: Bool[Array, "B"]
+    seen: Bool[Array, "B V"]  # tokens of the prompt and the answer, for the repetition penalty
+    options: WarperOptions
+    limit: Int[Array, "B"]  # most tokens to generate
+    stops: Int[Array, "B E"]  # stop ids, padded with -1
+
+
+@struct.dataclass
+class PrefillState:
+    cache: KVCache
+    last_hidden: Float[Array, "B D"]  # of each row's last prompt token, once it has passed
+    seen: Bool[Array, "B V"]
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def encode_audio(
+    params: Params, mel: Array, frames: Array, *, config: AudioEncoderConfig, dtype
+) -> Float[Array, "R D"]:
+    """Audio blocks to rows of tokens (blocks end to end, padding rows included)."""
+    tokens, _ = AudioEncoder(config, dtype=dtype).apply({"params": params}, mel, frames)
+    return tokens.reshape(-1, tokens.shape[-1])
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def encode_vision(
+    params: Params, patches: Array, layout: VisionLayout, *, config: VisionEncoderConfig, dtype
+) -> Float[Array, "R D"]:
+    """Packed patches to rows of tokens in window order."""
+    tokens, _ = VisionEncoder(config, dtype=dtype).apply({"params": params}, patches, layout)
+    return tokens
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def embed(params: Params, token_ids: Int[Array, "B T"], *, config: TextConfig, dtype) -> Float[Array, "B T D"]:
+    return Thinker(config, dtype=dtype).apply({"params": params}, token_ids, method="embed")
+
+
+@partial(jax.jit, donate_argnums=0)
+def place(embeddings: Float[Array, "B T D"], media: Float[Array, "R D"], source: Int[Array, "B T"]) -> Array:
+    return place_media(embeddings, media, source)
+
+
+@partial(jax.jit, static_argnames=("config", "batch", "length", "dtype", "unrolled"))
+def new_prefill(*, config: TextConfig, batch: int, length: int, dtype, unrolled: bool) -> PrefillState:
+    """An empty cache of `length` slots for `batch` rows."""
+    cache = thinker_cache(config, batch=batch, length=length, dtype=dtype, unrolled=unrolled)
+    hidden = jnp.zeros((batch, config.hidden_size), dtype)
+    return PrefillState(cache, hidden, jnp.zeros((batch, config.vocab_size), bool))
+
+
+@partial(jax.jit, static_argnames=("config", "dtype", "unrolled", "visible"), donate_argnums=1)
+def prefill(
+    params: Params,
+    state: PrefillState,
+    embeddings: Float[Array, "B C D"],
+    token_ids: Int[Array, "B C"],
+    position_ids: Int[Array, "3 B C"],
+    start: Int[Array, "B"],
+    lengths: Int[Array, "B"],
+    *,
+    config: TextConfig,
+    dtype,
+    unrolled: bool,
+    visible: int,
+) -> PrefillState:
+    """One chunk of the prompt: positions start…start+C of each row, of which those below `lengths` are real."""
+    thinker = Thinker(config, dtype=dtype, unrolled=unrolled)
+    out = thinker.apply(
+        {"params": params}, embeddings, position_ids, state.cache, start, visible=visible, method="decode"
+    )
+    rows, chunk = jnp.arange(token_ids.shape[0]), token_ids.shape[1]
+    index = lengths - 1 - start  # of the row's last token within this chunk
+    here = (index >= 0) & (index < chunk)
+    ends = out.hidden_states[rows, jnp.clip(index, 0, chunk - 1)]
+    last = jnp.where(here[:, None], ends, state.last_hidden)
+    real = start[:, None] + jnp.arange(chunk) < lengths[:, None]
+    seen = state.seen.at[rows[:, None], token_ids].max(real)
+    return PrefillState(out.cache, last, seen)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"), donate_argnums=1)
+def first_token(
+    params: Params,
+    state: PrefillState,
+    lengths: Int[Array, "B"],
+    positions: Int[Array, "B"],
+    options: WarperOptions,
+    limit: Int[Array, "B"],
+    stops: Int[Array, "B E"],
+    *,
+    config: TextConfig,
+    dtype,
+) -> DecodeState:
+    """Samples each row's first token from its last prompt position. Padding rows (length 0) start out done."""
+    zeros = jnp.zeros_like(lengths)
+    logits = Thinker(config, dtype=dtype).apply({"params": params}, state.last_hidden, method="logits")
+    token = draw(warp(logits, state.seen, options), options, zeros)
+    seen = state.seen.at[jnp.arange(token.shape[0]), token].set(True)
+    done = (lengths == 0) | (limit <= 1) | jnp.any(token[:, None] == stops, axis=1)
+    return DecodeState(state.cache, lengths, positions, zeros + 1, token, done, seen, options, limit, stops)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype", "unrolled", "block"), donate_argnums=1)
+def decode(
+    params: Params, state: DecodeState, steps: Int[Array, ""], *, config: TextConfig, dtype, unrolled: bool, block: int
+) -> tuple[DecodeState, Int[Array, "B K"], Int[Array, "B"], Bool[Array, "B"]]:
+    """Up to `steps` (at most `block`) tokens for each row, in a loop on the device that ends when all rows are done.
+
+    Returns:
+        The new state; tokens [B, block], -1 where a row had already ended; tokens generated so far; done.
+    """
+    thinker = Thinker(config, dtype=dtype, unrolled=unrolled)
+    rows = jnp.arange(state.token.shape[0])
+
+    def going(carry):
+        index, state, _ = carry
+        return (index < steps) & ~jnp.all(state.done)
+
+    def advance(carry):
+        index, state, tokens = carry
+        embeddings = thinker.apply({"params": params}, state.token[:, None], method="embed")
+        position_ids = jnp.broadcast_to(state.position[None, :, None], (3, rows.shape[0], 1))
+        out = thinker.apply({"params": params}, embeddings, position_ids, state.cache, state.slot, method="decode")
+        logits = thinker.apply({"params": params}, out.hidden_states[:, 0], method="logits")
+        token = draw(warp(logits, state.seen, state.options), state.options, state.step)
+        step = state.step + 1
+        done = state.done | (step >= state.limit) | jnp.any(token[:, None] == state.stops, axis=1)
+        # a finished row goes on in place, unheard: its slot, position and step stand still
+        live = (~state.done).astype(jnp.int32)
+        tokens = tokens.at[:, index].set(jnp.where(state.done, -1, token))
+        state = state.replace(
+            cache=out.cache,
+            slot=state.slot + live,
+            position=state.position + live,
+            step=state.step + live,
+            token=jnp.where(state.done, state.token, token),
+            done=done,
+            seen=state.seen.at[rows, token].max(~state.done),
+        )
+        return index + 1, state, tokens
+
+    tokens = jnp.full((rows.shape[0], block), -1, jnp.int32)
+    _, state, tokens = jax.lax.while_loop(going, advance, (jnp.int32(0), state, tokens))
+    return state, tokens, state.step, state.done
+
+
+PROGRAMS = (encode_audio, encode_vision, embed, place, new_prefill, prefill, first_token, decode)
+
+
+def compiled_programs() -> int:
+    """How many programs this process has compiled for text sampling."""
+    return sum(program._cache_size() for program in PROGRAMS)
