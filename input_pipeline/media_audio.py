@@ -6,8 +6,15 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from input_pipeline.media_source import MediaFile, audio_stream, decode, finite_rate, media_file, open_container
-from input_pipeline.media_source import video_stream
+from input_pipeline.media_source import (
+    MediaFile,
+    audio_stream,
+    decode,
+    finite_rate,
+    media_file,
+    open_container,
+    video_stream,
+)
 from omni_jax.errors import MediaError
 
 AudioSource = str | Path | bytes | np.ndarray | tuple[np.ndarray, int | float]

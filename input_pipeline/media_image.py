@@ -11,8 +11,8 @@ from omni_jax.errors import MediaError
 
 ImageSource = str | Path | bytes | np.ndarray
 
-# A fixed list, because some of PIL's readers start other programs (EPS).
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP")
+# A fixed list, because some of PIL's readers start other programs (EPS). JPEG includes the MPO of phones.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
 def load_image(source: ImageSource) -> np.ndarray:

@@ -122,8 +122,8 @@ def decode(container: av.container.InputContainer, stream: av.stream.Stream, nam
     Damaged packets are skipped, as players do, and a track that breaks off ends there; when more packets fail than
     decode, or nothing decodes at all, the file is refused.
     """
-    frames = damaged = sound = 0
-    reason = "no data"
+    frames = damaged = good = 0
+    reason = ""
     packets = container.demux(stream)
     while True:
         try:
@@ -131,7 +131,7 @@ def decode(container: av.container.InputContainer, stream: av.stream.Stream, nam
             if packet is None:
                 break
             decoded = packet.decode()
-            sound += packet.size > 0
+            good += packet.size > 0
         except av.error.EOFError:
             break
         except av.error.FFmpegError as error:
@@ -139,14 +139,19 @@ def decode(container: av.container.InputContainer, stream: av.stream.Stream, nam
             reason = error.strerror
             if isinstance(error, OSError) and not isinstance(error, ValueError):
                 break  # the file itself cannot be read on, so no packet would ever come
-            if damaged > 1000 + sound:
+            if damaged > 1000 + good:
                 break  # garbage without end
             continue
         frames += len(decoded)
         yield from decoded
-    if frames == 0 or damaged > sound:
+    if frames == damaged == 0:
         raise MediaError(
-            f"{name}: the {stream.type} track does not decode ({damaged} damaged packets, {frames} frames; {reason}). "
+            f"{name}: the {stream.type} track is empty (length 0 s). Give a file with something in it; if this one "
+            "should have, it is damaged or cut short."
+        )
+    if frames == 0 or damaged > good:
+        raise MediaError(
+            f"{name}: the {stream.type} track does not decode ({damaged} damaged packets, {frames} frames: {reason}). "
             "The file is damaged or cut short; export it again."
         )
 

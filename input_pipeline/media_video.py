@@ -189,7 +189,7 @@ def _true_times(stamps: list[float | None], rate: float) -> np.ndarray:
     """Times of all frames (s); where the container has none, or they do not advance, the frame rate gives them."""
     if None not in stamps:
         times = np.array(stamps)
-        if len(times) == 1 or (np.diff(times) >= 0).all() and times[-1] > times[0]:
+        if len(times) == 1 or ((np.diff(times) >= 0).all() and times[-1] > times[0]):
             return times
     first = next((stamp for stamp in stamps if stamp is not None), 0.0)
     return first + np.arange(len(stamps)) / rate

@@ -1,4 +1,4 @@
-"""Pictures and films as rows of normalised patches, in the order of published checkpoints (architecture.md 4.1, 4.2)."""
+"""Pictures and films as rows of normalised patches, in checkpoint order (architecture.md 4.1, 4.2)."""
 
 import math
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """One conversation as numpy arrays: token ids, positions, mel features and patches, before padding.
 
-Two doors: `prepare` takes messages and reads the media; `assemble` takes token ids that hold one placeholder per medium,
-and features that are already there.
+Two doors: `prepare` takes messages and reads the media; `assemble` takes token ids that hold one placeholder per
+medium, and features that are already there.
 """
 
 import time
@@ -218,10 +218,10 @@ def _open(
 
     want_audio = use_audio_in_video if segment.use_audio is None else segment.use_audio
     if want_audio and not isinstance(segment.source, tuple) and not media.has_audio_track(segment.source):
-        raise _silent_film(name)  # before the pictures are decoded
+        raise _silent_film(name, segment)  # before the pictures are decoded
     video = media.load_video(segment.source, processor, fps=segment.fps, want_audio=want_audio)
     if want_audio and video.audio is None:
-        raise _silent_film(name)
+        raise _silent_film(name, segment)
     pair = processor.temporal_patch_size
     groups = -(-len(video.frames) // pair)
     height, width = frame_size(*video.frames.shape[1:3], groups * pair, processor, name=name)
@@ -284,7 +284,8 @@ def _check_counts(places: Sequence[tuple[int, str]], given: Mapping[str, int]) -
     if wrong:
         counts = "; ".join(f"{asked[kind]} {kind} placeholders, {given[kind]} given" for kind in wrong)
         raise PromptError(
-            f"The prompt and its media do not match: {counts}.\nGive one medium per placeholder, in order of appearance."
+            f"The prompt and its media do not match: {counts}.\n"
+            "Give one medium per placeholder, in order of appearance."
         )
 
 
@@ -332,10 +333,9 @@ def _mel_tokens(mel_frames: int, name: str) -> int:
     return audio_tokens(mel_frames)
 
 
-def _silent_film(name: str) -> MediaError:
-    return MediaError(
-        f"{name} has no sound track, but --use-audio-in-video was given.\nLeave the option out, or add a sound track."
-    )
+def _silent_film(name: str, segment: chat.MediaSegment) -> MediaError:
+    option = "--use-audio-in-video was given" if segment.use_audio is None else '"use_audio" asks for it'
+    return MediaError(f"{name} has no sound track, but {option}.\nLeave the option out, or add a sound track.")
 
 
 def _name(segment: chat.MediaSegment) -> str:

@@ -1,8 +1,8 @@
 """TMRoPE: which token and which (time, height, width) position every part of a prompt gets.
 
-One id in time is 40 ms of real time. Technical report, section 2.2; arithmetic of `get_rope_index` of the public model, to the
-last id, because that is what the published weights are served with. Two of its habits are therefore kept:
-a part begins after the largest id of the *piece written last* (for a film with sound, the last chunk of one of its tracks),
+One id in time is 40 ms of real time. Technical report, section 2.2; arithmetic of `get_rope_index` of the public model,
+to the last id, because that is what the published weights are served with. Two of its habits are therefore kept:
+a part begins after the largest id of the *piece written last* (for a film with sound, the last chunk of one track),
 and frames more than two seconds apart are torn over several chunks (sample at 1 frame per second or more to avoid it).
 """
 

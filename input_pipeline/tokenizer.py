@@ -1,7 +1,7 @@
 """Byte-level BPE of Qwen2.5: text to ids and back, with control tokens kept out of reach of user text.
 
-The `tokenizers` library only ever sees plain text. Control tokens (`<|im_end|>`, `<|IMAGE|>`, ...) live in our own table: a
-caller that wants one asks for its id, so that nothing a user types can end a turn or claim a picture.
+The `tokenizers` library only ever sees plain text. Control tokens (`<|im_end|>`, `<|IMAGE|>`, ...) live in our own
+table: a caller that wants one asks for its id, so that nothing a user types can end a turn or claim a picture.
 """
 
 import codecs
@@ -222,7 +222,8 @@ def _checked(file: Path, backend: _Backend) -> _Backend:
     missing = [byte for character, byte in _byte_of_character().items() if backend.token_to_id(character) is None]
     if missing:
         raise CheckpointError(
-            f"{file}: not a byte-level vocabulary: {len(missing)} of 256 bytes have no token, the first is {missing[0]:#04x}."
+            f"{file}: not a byte-level vocabulary: {len(missing)} of 256 bytes have no token, the first is "
+            f"{missing[0]:#04x}.\nUse the tokenizer of the Qwen2.5-Omni checkpoint."
         )
     return backend
 

@@ -1,4 +1,4 @@
-"""Our checkpoint back into the published PyTorch form, one parameter in memory at a time.
+"""Our checkpoint back into the published PyTorch form, a few hundred megabytes or one parameter in memory at a time.
 
 What an import wrote comes back bit for bit: same names, values and dtypes, and the files that came along.
 """
@@ -14,11 +14,12 @@ from omni_jax.config_json import read_config
 from omni_jax.errors import CheckpointError
 from omni_jax.interop import safetensors_shards as st
 from omni_jax.interop.import_checkpoint import CARRIED, DTYPES, EXTRA, Progress, all_finite
-from omni_jax.interop.restore import CheckpointInfo, check_fit, load_checkpoint_info, restore_leaf
+from omni_jax.interop.restore import CheckpointInfo, check_fit, load_checkpoint_info, restore_leaves
 from omni_jax.interop.tables import table
 from omni_jax.interop.weight_table import Table
 from omni_jax.interop.write_aside import write_aside
 
+_GROUP_BYTES = 256 * 2**20
 _BY_NAME = {dtype.name: dtype for dtype in st.DTYPES.values()}
 
 
@@ -74,12 +75,13 @@ def export_checkpoint(
             yield tensor.read()
 
     def converted() -> Iterator[np.ndarray]:
-        done = 0
-        for tensor, array in zip(planned, values()):
-            array = array.astype(tensor.dtype, copy=False)
+        source_values, done = values(), 0
+        for tensor in planned:
+            array = next(source_values).astype(tensor.dtype, copy=False)
             if not all_finite(array):
                 raise CheckpointError(f"{source}: {tensor.name} holds NaN or infinite values as {tensor.dtype.name}.")
             yield array
+            del array  # or the next parameter would be read while this one is still held
             done += tensor.nbytes
             if progress is not None:
                 progress(done, total)
@@ -93,11 +95,31 @@ def export_checkpoint(
 
 
 def _tensors(info: CheckpointInfo, entries: Table) -> Iterator[np.ndarray]:
-    """Published tensors in table order. Holds one of our parameters at a time."""
+    """Published tensors in table order. Holds one group of our parameters at a time."""
+    for group in _groups(info, entries):
+        values = restore_leaves(info, [entry.path for entry in group])
+        for entry in group:
+            value = values.pop(entry.path)
+            if entry.layers is None:
+                yield entry.transform.to_torch(value)
+            else:
+                for number in range(entry.layers):
+                    yield entry.transform.to_torch(value[number])
+            del value
+
+
+def _groups(info: CheckpointInfo, entries: Table) -> Iterator[Table]:
+    """Consecutive entries of at most _GROUP_BYTES, or one larger entry: each read has a fixed cost."""
+    group, room = [], _GROUP_BYTES
     for entry in entries:
-        value = restore_leaf(info, entry.path)
-        for layer in [value] if entry.layers is None else value:
-            yield entry.transform.to_torch(layer)
+        nbytes = entry.size * np.dtype(info.shapes[entry.path].dtype).itemsize
+        if group and nbytes > room:
+            yield group
+            group, room = [], _GROUP_BYTES
+        group.append(entry)
+        room -= nbytes
+    if group:
+        yield group
 
 
 def _published_name(name: str, info: CheckpointInfo) -> str:

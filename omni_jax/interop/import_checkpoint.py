@@ -23,7 +23,13 @@ from omni_jax.config_json import read_config
 from omni_jax.errors import CheckpointError
 from omni_jax.interop import safetensors_shards as st
 from omni_jax.interop.orbax_stream import StreamedLeaf, write_params
-from omni_jax.interop.tables import COMPONENTS, TALKER_COMPONENTS, THINKER_COMPONENTS, TOKEN2WAV_COMPONENTS, table
+from omni_jax.interop.tables import (
+    COMPONENTS,
+    TALKER_COMPONENTS,
+    THINKER_COMPONENTS,
+    TOKEN2WAV_COMPONENTS,
+    table,
+)
 from omni_jax.interop.weight_table import Entry, Table
 from omni_jax.interop.write_aside import write_aside
 

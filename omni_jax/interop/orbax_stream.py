@@ -8,6 +8,7 @@ PyTree checkpoint (one zarr array per leaf, no OCDBT) that every Orbax checkpoin
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from absl import logging
 from orbax.checkpoint import type_handlers
 
 from omni_jax.interop.weight_table import Shape, nest
@@ -52,8 +54,19 @@ def write_params(
     """Saves `leaves` as the Orbax checkpoint `folder`, calling `on_bytes(n)` after each `n` bytes."""
     registry = type_handlers.create_type_handler_registry((StreamedLeaf, _StreamHandler(on_bytes)))
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
-    with ocp.Checkpointer(handler) as checkpointer:
+    with _quiet(), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder.resolve(), args=ocp.args.PyTreeSave(nest((leaf.path, leaf) for leaf in leaves)))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's warnings that there is no OCDBT to merge and no jax.Array to describe: both are intended."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 class _StreamHandler(type_handlers.TypeHandler):

@@ -59,7 +59,8 @@ def load_checkpoint_info(folder: str | Path) -> CheckpointInfo:
     params = folder / PARAMS if (folder / PARAMS).is_dir() else folder
     if not (params / "_METADATA").is_file():
         raise CheckpointError(
-            f"{folder} holds no Orbax checkpoint ({PARAMS}/_METADATA is missing). Import the published checkpoint first."
+            f"{folder} holds no Orbax checkpoint ({PARAMS}/_METADATA is missing). "
+            "Import the published checkpoint first."
         )
     try:
         with _checkpointer() as checkpointer:
@@ -122,10 +123,9 @@ def restore_params(
     return _restore(info, args)
 
 
-def restore_leaf(info: CheckpointInfo, path: str) -> np.ndarray:
-    """One parameter as a numpy array on the host, as stored."""
-    tree = _restore(info, {path: ocp.RestoreArgs(restore_type=np.ndarray)})
-    return dict(flatten(tree))[path]
+def restore_leaves(info: CheckpointInfo, paths: Collection[str]) -> dict[str, np.ndarray]:
+    """Path -> parameter as a numpy array on the host, as stored."""
+    return dict(flatten(_restore(info, {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths})))
 
 
 def _restore(info: CheckpointInfo, args: dict[str, ocp.RestoreArgs]) -> dict:

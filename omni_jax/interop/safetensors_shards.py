@@ -237,3 +237,4 @@ def write_file(file: Path, tensors: list[Planned], values: Iterator[np.ndarray])
                     f"{tensor.name}: planned {tensor.dtype} {tensor.shape}, got {array.dtype} {array.shape}"
                 )
             stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            del array  # its memory must be free before the next one is made

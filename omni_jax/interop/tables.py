@@ -1,10 +1,12 @@
 """The weight table of a whole model: the tables of its components, one after another."""
 
+from collections.abc import Collection
+
 from omni_jax.config import OmniConfig
+from omni_jax.errors import CheckpointError
 from omni_jax.interop import table_talker, table_thinker
 from omni_jax.interop.weight_table import Table, check_table
 
-# Published name prefix of each group of our components.
 THINKER_COMPONENTS = ("audio_encoder", "vision_encoder", "thinker")
 TALKER_COMPONENTS = ("talker",)
 TOKEN2WAV_COMPONENTS = ("speaker_encoder", "dit", "bigvgan")
@@ -22,3 +24,10 @@ def table(config: OmniConfig) -> Table:
         result += table_token2wav.table(config.token2wav_config)
     check_table(result)
     return result
+
+
+def check_components(names: Collection[str]) -> None:
+    """Raises CheckpointError if a name is not one of COMPONENTS."""
+    unknown = sorted(set(names) - set(COMPONENTS))
+    if unknown:
+        raise CheckpointError(f"There is no component {', '.join(unknown)}. Components: {', '.join(COMPONENTS)}.")

@@ -6,6 +6,7 @@ stack at every step of a scan, which was measured to make a decode step two to t
 turns the canonical parameters into that form; nothing on disk or in training ever has it.
 """
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -162,5 +163,5 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     out = {name: value for name, value in params.items() if name != "layers"}
     count = jax.tree.leaves(params["layers"])[0].shape[0]
     for index in range(count):
-        out[f"layers_{index}"] = jax.tree.map(lambda leaf: leaf[index], params["layers"])
+        out[f"layers_{index}"] = jax.tree.map(operator.itemgetter(index), params["layers"])
     return out

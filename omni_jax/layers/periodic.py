@@ -25,9 +25,7 @@ TAPS = 12
 REACH = 5  # input frames on either side of a frame that the wrapper looks at: 3 + 2
 
 
-def snake_beta(
-    x: Float[Array, "... C"], alpha: Float[Array, " C"], beta: Float[Array, " C"]
-) -> Float[Array, "... C"]:
+def snake_beta(x: Float[Array, "... C"], alpha: Float[Array, " C"], beta: Float[Array, " C"]) -> Float[Array, "... C"]:
     """x + sin²(x · exp(alpha)) / exp(beta), per channel; both parameters are stored as logarithms."""
     return x + jnp.square(jnp.sin(x * jnp.exp(alpha))) / (jnp.exp(beta) + 1e-9)
 

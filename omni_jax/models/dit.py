@@ -20,9 +20,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.config import DiTConfig
+from omni_jax.errors import CapacityError, OmniError
+from omni_jax.layers.block_attention import block_attention, rotary_angles, rotate_first_head
+from omni_jax.layers.linear import Embed, Linear
+from omni_jax.layers.norms import layer_norm
+from omni_jax.models.flow import FlowOptions, evaluation_times, guide, integrate
+from omni_jax.models.speaker_encoder import SpeakerEncoder
 
 TIME_FREQUENCIES = 128
-NORM_EPS = 1e-6
+NORM_EPSILON = 1e-6
+STDDEV = 0.02  # of initial weights
+DEFAULT_OPTIONS = FlowOptions()
 
 
 @flax.struct.dataclass
@@ -35,7 +43,7 @@ class Voice:
 
 @flax.struct.dataclass
 class Conditioning:
-    """All of the network's first layer that does not depend on the state of the flow. `null` is None without guidance."""
+    """The share of the first layer that does not depend on the flow's state. `null` is None without guidance."""
 
     conditional: Float[Array, "B T D"]
     null: Float[Array, " D"] | None
@@ -56,59 +64,6 @@ def time_features(t: Float[Array, " E"]) -> Float[Array, "E 256"]:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def rotary_angles(
-    positions: Int[Array, "#B T"], head_dim: int, theta: float
-) -> tuple[Float[Array, "#B T h"], Float[Array, "#B T h"]]:
-    """Float32 cosines and sines of the head_dim / 2 rotation angles of each position."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate_first_head(
-    x: Float[Array, "B T N H"], cos: Float[Array, "#B T h"], sin: Float[Array, "#B T h"]
-) -> Float[Array, "B T N H"]:
-    """Rotate the pairs (0,1), (2,3), … of head 0. The published model was trained with its other heads unrotated."""
-    head = x[..., 0, :].astype(jnp.float32)
-    even, odd = head[..., 0::2], head[..., 1::2]
-    rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(head.shape)
-    return jnp.concatenate([rotated[..., None, :].astype(x.dtype), x[..., 1:, :]], axis=-2)
-
-
-def block_attention(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B T N H"],
-    value: Float[Array, "B T N H"],
-    valid: Bool[Array, "B T"],
-    *,
-    block_size: int,
-    look_back: int,
-    look_ahead: int,
-) -> Float[Array, "B T N H"]:
-    """Attention of every block to itself, `look_back` blocks before and `look_ahead` after it.
-
-    T is a multiple of `block_size`; keys that are not `valid` are not seen. Softmax in float32.
-
-        block b, looking back 1:   keys │ b-1 │ b │     block 0:  │ none │ 0 │
-    """
-    batch, time, _, head_dim = query.shape
-    blocks = time // block_size
-
-    def window(x):
-        """[B, T, ...] -> [B, blocks, keys of the window, ...]; beyond the ends zero, or False."""
-        x = x.reshape(batch, blocks, block_size, *x.shape[2:])
-        padded = jnp.pad(x, ((0, 0), (look_back, look_ahead)) + ((0, 0),) * (x.ndim - 2))
-        seen = [padded[:, start : start + blocks] for start in range(look_back + look_ahead + 1)]
-        return jnp.concatenate(seen, axis=2)
-
-    query = query.reshape(batch, blocks, block_size, *query.shape[2:])
-    scores = jnp.einsum("bcqnh,bcknh->bcnqk", query, window(key), preferred_element_type=jnp.float32)
-    # A finite floor: a query without any key (padding) must not turn into NaN.
-    scores = jnp.where(window(valid)[:, :, None, None, :], scores * head_dim**-0.5, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bcnqk,bcknh->bcqnh", weights, window(value)).reshape(batch, time, *value.shape[2:])
-
-
 def layer_windows(config: DiTConfig) -> tuple[list[tuple[int, int]], Int[np.ndarray, " L"]]:
     """The distinct (look_back, look_ahead) of the model, in blocks, and which of them each layer uses."""
     windows = [
@@ -119,28 +74,13 @@ def layer_windows(config: DiTConfig) -> tuple[list[tuple[int, int]], Int[np.ndar
     return distinct, np.asarray([distinct.index(window) for window in windows], np.int32)
 
 
-def _partitioned(*names: str):
-    return nn.with_logical_partitioning(nn.initializers.lecun_normal(), names)
-
-
-def _zeros(*names: str):
-    return nn.with_logical_partitioning(nn.initializers.zeros, names)
-
-
-def _dense(features: int, name: str, names: tuple[str, str], dtype: Any) -> nn.Dense:
-    return nn.Dense(features, kernel_init=_partitioned(*names), bias_init=_zeros(names[1]), dtype=dtype, name=name)
-
-
 def _modulated_norm(x: Float[Array, "B T D"], shift: jax.Array, scale: jax.Array) -> Float[Array, "B T D"]:
-    """Layer norm in float32 without parameters of its own, then (1 + scale) and shift."""
-    x = x.astype(jnp.float32)
-    centred = x - x.mean(axis=-1, keepdims=True)
-    normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + NORM_EPS)
-    return normed * (1 + scale) + shift
+    """Layer norm without parameters of its own, then (1 + scale) and shift."""
+    return layer_norm(x, epsilon=NORM_EPSILON) * (1 + scale) + shift
 
 
 class BlockAttention(nn.Module):
-    """Projections around `block_attention`; `window` picks one of the model's window shapes."""
+    """Projections around `block_attention`; `window` is the number of one of the model's window shapes."""
 
     config: DiTConfig
     dtype: Any
@@ -148,15 +88,11 @@ class BlockAttention(nn.Module):
     @nn.compact
     def __call__(self, x, window, rotary, valid):
         c = self.config
+        heads = (c.num_attention_heads, c.head_dim)
 
         def project(name):
-            return nn.DenseGeneral(
-                (c.num_attention_heads, c.head_dim),
-                kernel_init=_partitioned("embed", "heads", "head_dim"),
-                bias_init=_zeros("heads", "head_dim"),
-                dtype=self.dtype,
-                name=name,
-            )(x)
+            axes = ("embed", "heads", "head_dim")
+            return Linear((c.hidden_size,), heads, axes, use_bias=True, dtype=self.dtype, name=name)(x)
 
         query, key, value = project("query"), project("key"), project("value")
         query, key = rotate_first_head(query, *rotary), rotate_first_head(key, *rotary)
@@ -167,101 +103,101 @@ class BlockAttention(nn.Module):
             )
 
         attended = jax.lax.switch(window, [attend(*shape) for shape in layer_windows(c)[0]], query, key, value)
-        return nn.DenseGeneral(
-            c.hidden_size,
-            axis=(-2, -1),
-            kernel_init=_partitioned("heads", "head_dim", "embed"),
-            bias_init=_zeros("embed"),
-            dtype=self.dtype,
-            name="out",
-        )(attended)
-
-
-class Layer(nn.Module):
-    """Modulated attention and feed-forward, each behind its gate. `modulation` is [B or 1, 6, D], float32."""
-
-    config: DiTConfig
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x, modulation, window, rotary, valid):
-        c = self.config
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.split(modulation, 6, axis=1)
-        h = _modulated_norm(x, shift_a, scale_a)
-        x = x + gate_a * BlockAttention(c, self.dtype, name="attention")(h, window, rotary, valid)
-        h = _modulated_norm(x, shift_f, scale_f)
-        x = x + gate_f * FeedForward(c, self.dtype, name="mlp")(h)
-        return x, x
+        axes = ("heads", "head_dim", "embed")
+        return Linear(heads, (c.hidden_size,), axes, use_bias=True, dtype=self.dtype, name="out")(attended)
 
 
 class FeedForward(nn.Module):
+    """down(gelu(up(x))), with the tanh form of GELU."""
+
     config: DiTConfig
     dtype: Any
 
     @nn.compact
     def __call__(self, x):
-        width = self.config.hidden_size
-        h = _dense(self.config.ff_mult * width, "up", ("embed", "mlp"), self.dtype)(x)
-        return _dense(width, "down", ("mlp", "embed"), self.dtype)(jax.nn.gelu(h, approximate=True))
+        width, hidden = self.config.hidden_size, self.config.ff_mult * self.config.hidden_size
+        up = Linear((width,), (hidden,), ("embed", "mlp"), use_bias=True, dtype=self.dtype, name="up")(x)
+        up = jax.nn.gelu(up, approximate=True)
+        return Linear((hidden,), (width,), ("mlp", "embed"), use_bias=True, dtype=self.dtype, name="down")(up)
 
 
-class _StackedDense(nn.Module):
-    """One linear layer per transformer layer, all applied to the same input: [E, D] -> [L, E, F]."""
+class Layer(nn.Module):
+    """Attention and feed-forward, each modulated and gated. `modulation` is [B or 1, 6, D], float32."""
 
-    layers: int
-    features: int
+    config: DiTConfig
+    dtype: Any
+    trace: bool
+
+    @nn.compact
+    def __call__(self, x, modulation, window, rotary, valid):
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.split(modulation, 6, axis=1)
+        h = _modulated_norm(x, shift_a, scale_a)
+        x = x + gate_a * BlockAttention(self.config, self.dtype, name="attention")(h, window, rotary, valid)
+        h = _modulated_norm(x, shift_f, scale_f)
+        x = x + gate_f * FeedForward(self.config, self.dtype, name="mlp")(h)
+        return x, x if self.trace else None
+
+
+class LayerModulation(nn.Module):
+    """The linear layer before each transformer layer, all applied to the same input: [E, D] -> [L, E, 6 D]."""
+
+    config: DiTConfig
     dtype: Any
 
     @nn.compact
     def __call__(self, x):
-        init = nn.with_logical_partitioning(
-            nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,)), ("layers", "embed", "mlp")
-        )
-        kernel = self.param("kernel", init, (self.layers, x.shape[-1], self.features))
-        bias = self.param("bias", _zeros("layers", "mlp"), (self.layers, self.features))
+        layers, width = self.config.num_hidden_layers, self.config.hidden_size
+        init = nn.with_logical_partitioning(nn.initializers.normal(STDDEV), ("layers", "embed", "mlp"))
+        kernel = self.param("kernel", init, (layers, width, 6 * width))
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ("layers", "mlp"))
+        bias = self.param("bias", init, (layers, 6 * width))
         y = jnp.einsum("ed,ldf->lef", x.astype(self.dtype), kernel.astype(self.dtype))
         return y + bias[:, None].astype(self.dtype)
 
 
-class _InputProjection(nn.Module):
-    """One published linear layer over [mel ‖ timbre ‖ code ‖ speaker], applied by its columns."""
+class InputProjection(nn.Module):
+    """One published linear layer over [mel | timbre | code | speaker], applied by its columns."""
 
     config: DiTConfig
     dtype: Any
 
     def setup(self):
         c = self.config
-        width = c.mel_dim + c.enc_dim + c.emb_dim + c.enc_emb_dim
-        self.kernel = self.param("kernel", _partitioned("code_embed", "embed"), (width, c.hidden_size))
-        self.bias = self.param("bias", _zeros("embed"), (c.hidden_size,))
+        self.widths = {"mel": c.mel_dim, "timbre": c.enc_dim, "code": c.emb_dim, "speaker": c.enc_emb_dim}
+        init = nn.with_logical_partitioning(nn.initializers.normal(STDDEV), ("code_embed", "embed"))
+        self.kernel = self.param("kernel", init, (sum(self.widths.values()), c.hidden_size))
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        self.bias = self.param("bias", init, (c.hidden_size,))
 
-    def part(self, x: jax.Array, part: str) -> jax.Array:
-        c = self.config
-        ends = np.cumsum([c.mel_dim, c.enc_dim, c.emb_dim, c.enc_emb_dim])
-        i = ("mel", "timbre", "code", "speaker").index(part)
-        return x.astype(self.dtype) @ self.kernel[ends[i] - x.shape[-1] : ends[i]].astype(self.dtype)
+    def __call__(self, part: str, x: Float[Array, "... P"]) -> Float[Array, "... D"]:
+        names = list(self.widths)
+        start = sum(self.widths[name] for name in names[: names.index(part)])
+        kernel = self.kernel[start : start + self.widths[part]]
+        return x.astype(self.dtype) @ kernel.astype(self.dtype)
 
 
 class DiT(nn.Module):
-    """Velocity of the flow. Use the functions below, which say what each method takes, with `apply`.
+    """The network. Its methods have function forms below, which document what they take.
 
     Args:
-        dtype: of the matrix products. Norms, softmax, angles, residual stream and solver state are float32.
+        dtype: of the matrix products. Norms, softmax, angles, the residual stream and the velocity are float32.
         remat: recompute layers in the backward pass (training).
+        trace: return the hidden states after every layer as well.
     """
 
     config: DiTConfig
     dtype: Any = jnp.float32
     remat: bool = False
+    trace: bool = False
 
     def setup(self):
         c = self.config
-        self.time_in = _dense(c.hidden_size, "time_in", ("code_embed", "embed"), self.dtype)
-        self.time_out = _dense(c.hidden_size, "time_out", ("code_embed", "embed"), self.dtype)
-        self.codes = nn.Embed(c.num_embeds + 1, c.emb_dim, embedding_init=_partitioned("vocab", "code_embed"))
-        self.input = _InputProjection(c, self.dtype)
-        self.modulation = _StackedDense(c.num_hidden_layers, 6 * c.hidden_size, self.dtype)
-        self.final_modulation = _dense(2 * c.hidden_size, "final_modulation", ("embed", "mlp"), self.dtype)
+        common = dict(use_bias=True, dtype=self.dtype)
+        self.time_in = Linear((2 * TIME_FREQUENCIES,), (c.hidden_size,), ("code_embed", "embed"), **common)
+        self.time_out = Linear((c.hidden_size,), (c.hidden_size,), ("embed", "mlp"), **common)
+        self.codes = Embed(c.num_embeds + 1, c.emb_dim, ("vocab", "code_embed"), dtype=self.dtype)
+        self.input = InputProjection(c, self.dtype)
+        self.modulation = LayerModulation(c, self.dtype)
         self.layers = nn.scan(
             nn.remat(Layer, prevent_cse=False) if self.remat else Layer,
             variable_axes={"params": 0},
@@ -269,51 +205,234 @@ class DiT(nn.Module):
             in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=c.num_hidden_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, self.dtype)
-        self.output = _dense(c.mel_dim, "output", ("embed", "code_embed"), self.dtype)
+        )(c, self.dtype, self.trace)
+        self.final_modulation = Linear((c.hidden_size,), (2 * c.hidden_size,), ("embed", "mlp"), **common)
+        self.output = Linear((c.hidden_size,), (c.mel_dim,), ("embed", "code_embed"), **common)
 
     def voice(self, speaker, timbre, null_timbre) -> Voice:
-        project = self.input.part
-        conditional = project(timbre, "timbre") + project(speaker, "speaker") + self.input.bias
-        null = project(null_timbre, "timbre") + project(self.codes.embedding[0], "code") + self.input.bias
+        null_code = self.codes(jnp.zeros((), jnp.int32))
+        conditional = self.input("timbre", timbre) + self.input("speaker", speaker) + self.input.bias
+        null = self.input("timbre", null_timbre) + self.input("code", null_code) + self.input.bias
         return Voice(conditional.astype(jnp.float32), null.astype(jnp.float32))
 
     def condition(self, codes, voice: Voice, guided: bool) -> Conditioning:
-        embedded = self.codes.embedding.at[codes].get(mode="clip")
-        frames = jnp.repeat(self.input.part(embedded, "code"), self.config.repeats, axis=1)
+        frames = jnp.repeat(self.input("code", self.codes(codes)), self.config.repeats, axis=1)
         return Conditioning(frames + voice.conditional[:, None], voice.null if guided else None)
 
-    def modulate(self, t) -> Modulation:
-        hidden = jax.nn.silu(self.time_out(jax.nn.silu(self.time_in(time_features(t)))))
-        layers, final = self.modulation(hidden), self.final_modulation(hidden)
-        shape = (self.config.num_hidden_layers, t.shape[0], 6, self.config.hidden_size)
+    def modulate(self, times) -> Modulation:
+        hidden = jax.nn.silu(self.time_out(jax.nn.silu(self.time_in(time_features(times)))))
+        layers = self.modulation(hidden).astype(jnp.float32)
+        final = self.final_modulation(hidden).astype(jnp.float32)
         return Modulation(
-            layers.reshape(shape).astype(jnp.float32), final.reshape(t.shape[0], 2, -1).astype(jnp.float32)
+            layers.reshape(*layers.shape[:2], 6, self.config.hidden_size),
+            final.reshape(-1, 2, self.config.hidden_size),
         )
 
-    def __call__(self, x, modulation: Modulation, conditioning: Conditioning, valid, positions, trace: bool = False):
-        """Velocity of each branch [B, branches, T, mel_dim] (conditional, then null), and the traced hidden states."""
+    def __call__(self, x, modulation: Modulation, conditioning: Conditioning, valid, positions):
+        """Velocity of each branch, [B, branches, T, mel_dim]: conditional, then null if the conditioning has one.
+
+        `modulation` is for one time, or for one time per row. With `trace`, also returns the hidden states after
+        every layer, [L, B, branches, T, D].
+        """
         c = self.config
         batch, time, _ = x.shape
-        h = self.input.part(x, "mel")
-        # The branches of one row lie side by side, so that a batch split over devices stays where it is.
-        branches = [h + conditioning.conditional] + ([] if conditioning.null is None else [h + conditioning.null])
+        projected = self.input("mel", x)
+        branches = [projected + conditioning.conditional]
+        if conditioning.null is not None:
+            branches.append(projected + conditioning.null)
         count = len(branches)
+        # The branches of a row lie side by side, so that a batch split over devices stays where it is.
         h = jnp.stack(branches, axis=1).reshape(batch * count, time, -1).astype(jnp.float32)
 
         def per_branch(a, axis=0):
             return a if a.shape[axis] == 1 else jnp.repeat(a, count, axis=axis)
 
-        tail = -time % c.block_size
-        h = jnp.pad(h, ((0, 0), (0, tail), (0, 0)))
-        valid = per_branch(jnp.pad(jnp.broadcast_to(valid, (batch, time)), ((0, 0), (0, tail))))
-        valid = jnp.broadcast_to(valid, h.shape[:2])
-        rotary = rotary_angles(jnp.pad(positions, ((0, 0), (0, tail))), c.head_dim, c.rope_theta)
-        rotary = tuple(per_branch(a) for a in rotary)
+        tail = ((0, 0), (0, -time % c.block_size))
+        h = jnp.pad(h, (*tail, (0, 0)))
+        valid = jnp.repeat(jnp.pad(valid, tail), count, axis=0)
+        cos, sin = rotary_angles(jnp.pad(positions, tail), c.head_dim, c.rope_theta)
+        rotary = (per_branch(cos), per_branch(sin))
 
         windows = jnp.asarray(layer_windows(c)[1])
         h, hidden_states = self.layers(h, per_branch(modulation.layers, axis=1), windows, rotary, valid)
         scale, shift = jnp.split(per_branch(modulation.final), 2, axis=1)
         velocity = self.output(_modulated_norm(h, shift, scale)).astype(jnp.float32)
-        velocity = velocity[:, :time].reshape(batch, count, time, c.mel_dim)
-        return (velocity, hidden_states[:, :, :time]) if trace else velocity
+        velocity = velocity.reshape(batch, count, -1, c.mel_dim)[:, :, :time]
+        if not self.trace:
+            return velocity
+        return velocity, hidden_states.reshape(c.num_hidden_layers, batch, count, -1, c.hidden_size)[:, :, :, :time]
+
+    def initialise(self):
+        """Touch every parameter once: `DiT(config).init(key, method=DiT.initialise)`."""
+        c = self.config
+        voice = self.voice(jnp.zeros((1, c.enc_emb_dim)), jnp.zeros((1, c.enc_dim)), jnp.zeros(c.enc_dim))
+        conditioning = self.condition(jnp.zeros((1, 1), jnp.int32), voice, False)
+        x = jnp.zeros((1, c.repeats, c.mel_dim))
+        valid = jnp.ones((1, c.repeats), bool)
+        return self(x, self.modulate(jnp.zeros(1)), conditioning, valid, jnp.arange(c.repeats)[None])
+
+
+def init_params(key: jax.Array, config: DiTConfig) -> dict:
+    """Random {"speaker_encoder": …, "dit": …}, boxed with the names of their axes."""
+    dit_key, speaker_key = jax.random.split(key)
+    mel = jnp.zeros((1, 2 + max(d * (k - 1) for d, k in zip(config.enc_dilations, config.enc_kernel_sizes)), 1))
+    mel = jnp.broadcast_to(mel, (*mel.shape[:2], config.mel_dim))
+    return {
+        "speaker_encoder": SpeakerEncoder(config).init(speaker_key, mel)["params"],
+        "dit": DiT(config).init(dit_key, method=DiT.initialise)["params"],
+    }
+
+
+def check_codes(codes: np.ndarray, config: DiTConfig) -> None:
+    """On the host, before the device: JAX would clamp a code outside the table without a word. Raises OmniError."""
+    codes = np.asarray(codes)
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise OmniError(f"Speech codes must be integers, not {codes.dtype}.")
+    bad = (codes < 0) | (codes > config.num_embeds)
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise OmniError(
+            f"Speech code {codes[where]} at index {where} is outside 0 … {config.num_embeds} "
+            f"({int(bad.sum())} such codes). Drop the Talker's start, end, pad and mask ids before decoding."
+        )
+
+
+def frame_mask(lengths: Int[Array, " B"] | None, frames: int) -> Bool[Array, "#B T"]:
+    """True for the frames before each row's length; all of them where `lengths` is None."""
+    if lengths is None:
+        return jnp.ones((1, frames), bool)
+    return jnp.arange(frames) < jnp.asarray(lengths)[:, None]
+
+
+def make_voice(
+    params: dict,
+    config: DiTConfig,
+    speaker: Float[Array, "B S"],
+    ref_mel: Float[Array, "B R M"],
+    *,
+    dtype: Any = jnp.float32,
+) -> Voice:
+    """Everything the network needs to know of a speaker; compute it once and keep it.
+
+    Args:
+        params: holds "speaker_encoder" and "dit".
+        speaker: the published `cond` vector.
+        ref_mel: natural-log mel of the reference, 100 frames per second, all of them real.
+    """
+    # The null voice is not a zero timbre, but the timbre of a reference of zeros.
+    mels = jnp.concatenate([ref_mel, jnp.zeros_like(ref_mel[:1])])
+    timbres = SpeakerEncoder(config).apply({"params": params["speaker_encoder"]}, mels)
+    model = DiT(config, dtype=dtype)
+    return model.apply({"params": params["dit"]}, speaker, timbres[:-1], timbres[-1], method=DiT.voice)
+
+
+def condition(
+    params: dict, config: DiTConfig, codes: Int[Array, "B C"], voice: Voice, *, guided: bool = True, dtype=jnp.float32
+) -> Conditioning:
+    """First layer's share of codes and voice, for 2·C mel frames. Check codes on the host with `check_codes`."""
+    return DiT(config, dtype=dtype).apply({"params": params["dit"]}, codes, voice, guided, method=DiT.condition)
+
+
+def modulate(params: dict, config: DiTConfig, times: Float[Array, " E"], *, dtype=jnp.float32) -> Modulation:
+    """Modulations of all layers for E times, reading their weights (two fifths of the model) once."""
+    return DiT(config, dtype=dtype).apply({"params": params["dit"]}, jnp.asarray(times), method=DiT.modulate)
+
+
+def velocity(
+    params: dict,
+    config: DiTConfig,
+    x: Float[Array, "B T M"],
+    t: Float[Array, ""] | Float[Array, " B"] | Modulation,
+    conditioning: Conditioning,
+    *,
+    valid: Bool[Array, "#B T"] | None = None,
+    positions: Int[Array, "#B T"] | None = None,
+    guidance_scale: float = 0.5,
+    dtype: Any = jnp.float32,
+) -> Float[Array, "B T M"]:
+    """d x / dt, guided where the conditioning has a null branch.
+
+    Args:
+        t: one time for all rows, one per row, or the prepared `Modulation` of either.
+        valid: real frames (`frame_mask(lengths, T)`); attention sees no others. None: all.
+        positions: for the rotary embedding, which only sees differences. None: 0 … T-1.
+    """
+    modulation = t if isinstance(t, Modulation) else modulate(params, config, jnp.reshape(t, (-1,)), dtype=dtype)
+    batch, time, _ = x.shape
+    valid = jnp.broadcast_to(frame_mask(None, time) if valid is None else valid, (batch, time))
+    positions = jnp.arange(time)[None] if positions is None else jnp.reshape(positions, (-1, time))
+    branches = DiT(config, dtype=dtype).apply({"params": params["dit"]}, x, modulation, conditioning, valid, positions)
+    return branches[:, 0] if conditioning.null is None else guide(branches[:, 0], branches[:, 1], guidance_scale)
+
+
+def solve(
+    params: dict,
+    config: DiTConfig,
+    noise: Float[Array, "B T M"],
+    conditioning: Conditioning,
+    options: FlowOptions = DEFAULT_OPTIONS,
+    *,
+    valid: Bool[Array, "#B T"] | None = None,
+    positions: Int[Array, "#B T"] | None = None,
+    dtype: Any = jnp.float32,
+) -> Float[Array, "B T M"]:
+    """Log mel at the end of the flow. Frames that are not `valid` hold nothing of meaning."""
+    times = evaluation_times(options)
+    flat = modulate(params, config, times.reshape(-1), dtype=dtype)
+    prepared = Modulation(  # [intervals, stages, L, 1, 6, D] and [intervals, stages, 1, 2, D]
+        jnp.moveaxis(flat.layers, 1, 0)[:, :, None].reshape(*times.shape, -1, 1, *flat.layers.shape[2:]),
+        flat.final[:, None].reshape(*times.shape, 1, *flat.final.shape[1:]),
+    )
+    if conditioning.null is not None and not options.guided:
+        conditioning = conditioning.replace(null=None)
+
+    def field(x, modulation):
+        return velocity(
+            params,
+            config,
+            x,
+            modulation,
+            conditioning,
+            valid=valid,
+            positions=positions,
+            guidance_scale=options.guidance_scale,
+            dtype=dtype,
+        )
+
+    return integrate(field, noise, options, prepared)
+
+
+def sample_full(
+    params: dict,
+    config: DiTConfig,
+    codes: Int[Array, "B C"],
+    speaker: Float[Array, "B S"],
+    ref_mel: Float[Array, "B R M"],
+    *,
+    noise: Float[Array, "B T M"] | None = None,
+    key: jax.Array | None = None,
+    lengths: Int[Array, " B"] | None = None,
+    options: FlowOptions = DEFAULT_OPTIONS,
+    dtype: Any = jnp.float32,
+) -> Float[Array, "B T M"]:
+    """Log mel of whole utterances in one flow, T = 2·C: what the published model computes.
+
+    Args:
+        noise: state at t = 0; drawn from `key` if not given.
+        lengths: true mel frames of each row (2 per code); the others come out as zero.
+    """
+    frames = codes.shape[1] * config.repeats
+    if frames > config.max_position_embeddings:
+        raise CapacityError(
+            f"{codes.shape[1]} speech codes make {frames} mel frames; the model's limit is "
+            f"{config.max_position_embeddings}. Decode in blocks, or split the utterance."
+        )
+    if noise is None:
+        if key is None:
+            raise ValueError("sample_full needs `noise` or a random `key` to draw it from")
+        noise = jax.random.normal(key, (codes.shape[0], frames, config.mel_dim))
+    voice = make_voice(params, config, speaker, ref_mel, dtype=dtype)
+    conditioning = condition(params, config, codes, voice, guided=options.guided, dtype=dtype)
+    valid = frame_mask(lengths, frames)
+    mel = solve(params, config, noise, conditioning, options, valid=valid, dtype=dtype)
+    return jnp.where(valid[..., None], mel, 0)

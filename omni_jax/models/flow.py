@@ -8,6 +8,7 @@ Knows no network. What a network can prepare for a time alone is prepared for al
     x1 = integrate(lambda x, prepared: ..., x0, options, prepared)
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from omni_jax.errors import ConfigError
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit Runge-Kutta method: where in the interval each stage looks, from which earlier slopes, and weights."""
+    """An explicit Runge-Kutta method: where each stage looks, how it gets there from earlier slopes, and weights."""
 
     nodes: tuple[float, ...]
     stages: tuple[tuple[float, ...], ...]
@@ -116,7 +117,7 @@ def integrate(
         slopes = []
         for stage, row in enumerate(tableau.stages):
             ahead = sum((size * a * slope for a, slope in zip(row, slopes)), start=state)
-            slopes.append(velocity(ahead, jax.tree.map(lambda leaf: leaf[stage], prepared)))
+            slopes.append(velocity(ahead, jax.tree.map(operator.itemgetter(stage), prepared)))
         return sum((size * b * slope for b, slope in zip(tableau.weights, slopes)), start=state), None
 
     return jax.lax.scan(step, initial, (jnp.asarray(sizes), jax.tree.map(jnp.asarray, prepared)))[0]

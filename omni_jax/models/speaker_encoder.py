@@ -1,4 +1,4 @@
-"""ECAPA-TDNN: a reference mel spectrogram to one vector of timbre (Desplanques et al. 2020; here without batch norm)."""
+"""ECAPA-TDNN: a reference mel spectrogram to one vector of timbre (Desplanques et al. 2020; no batch norm)."""
 
 import flax.linen as nn
 import jax

@@ -125,24 +125,29 @@ def first_token(
     *,
     config: TextConfig,
     dtype,
-) -> DecodeState:
-    """Samples each row's first token from its last prompt position. Padding rows (length 0) start out done."""
+) -> tuple[DecodeState, Int[Array, "B"], Bool[Array, "B"]]:
+    """Samples each row's first token from its last prompt position. Padding rows (length 0) start out done.
+
+    Returns:
+        The state, and its token and done once more: these outlive the donation of the state.
+    """
     zeros = jnp.zeros_like(lengths)
     logits = Thinker(config, dtype=dtype).apply({"params": params}, state.last_hidden, method="logits")
     token = draw(warp(logits, state.seen, options), options, zeros)
     seen = state.seen.at[jnp.arange(token.shape[0]), token].set(True)
     done = (lengths == 0) | (limit <= 1) | jnp.any(token[:, None] == stops, axis=1)
-    return DecodeState(state.cache, lengths, positions, zeros + 1, token, done, seen, options, limit, stops)
+    state = DecodeState(state.cache, lengths, positions, zeros + 1, token, done, seen, options, limit, stops)
+    return state, token, done
 
 
 @partial(jax.jit, static_argnames=("config", "dtype", "unrolled", "block"), donate_argnums=1)
 def decode(
     params: Params, state: DecodeState, steps: Int[Array, ""], *, config: TextConfig, dtype, unrolled: bool, block: int
-) -> tuple[DecodeState, Int[Array, "B K"], Int[Array, "B"], Bool[Array, "B"]]:
+) -> tuple[DecodeState, Int[Array, "B K"], Bool[Array, "B"]]:
     """Up to `steps` (at most `block`) tokens for each row, in a loop on the device that ends when all rows are done.
 
     Returns:
-        The new state; tokens [B, block], -1 where a row had already ended; tokens generated so far; done.
+        The new state; tokens [B, block], -1 where a row had already ended; done.
     """
     thinker = Thinker(config, dtype=dtype, unrolled=unrolled)
     rows = jnp.arange(state.token.shape[0])
@@ -176,7 +181,7 @@ def decode(
 
     tokens = jnp.full((rows.shape[0], block), -1, jnp.int32)
     _, state, tokens = jax.lax.while_loop(going, advance, (jnp.int32(0), state, tokens))
-    return state, tokens, state.step, state.done
+    return state, tokens, state.done
 
 
 PROGRAMS = (encode_audio, encode_vision, embed, place, new_prefill, prefill, first_token, decode)

@@ -94,7 +94,9 @@ def test_the_template_of_this_test_renders_chatml():
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-@pytest.mark.parametrize("options", [{}, {"add_generation_prompt": False}, {"add_vision_id": True, "add_audio_id": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"add_generation_prompt": False}, {"add_vision_id": True, "add_audio_id": True}]
+)
 def test_ids_are_those_of_the_published_template(tokenizer, name, options):
     messages = CONVERSATIONS[name]
     assert placeholder_ids(render(messages, tokenizer, **options), tokenizer) == published_ids(messages, **options)
@@ -110,10 +112,11 @@ messages = st.builds(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(messages, min_size=1, max_size=4), st.booleans(), st.booleans(), st.booleans())
-def test_any_conversation_has_the_ids_of_the_published_template(tokenizer, conversation, *options):
-    names = ("add_generation_prompt", "add_vision_id", "add_audio_id")
-    options = dict(zip(names, options, strict=True))
+@given(
+    st.lists(messages, min_size=1, max_size=4),
+    st.fixed_dictionaries({name: st.booleans() for name in ("add_generation_prompt", "add_vision_id", "add_audio_id")}),
+)
+def test_any_conversation_has_the_ids_of_the_published_template(tokenizer, conversation, options):
     ours = placeholder_ids(render(conversation, tokenizer, **options), tokenizer)
     assert ours == published_ids(conversation, **options)
 

@@ -13,7 +13,15 @@ from omni_jax.errors import CheckpointError, PromptError
 from tests.input_pipeline import tiny_tokenizer
 
 PUBLIC = PublicTokenizer.from_str(tiny_tokenizer.tokenizer_json())
-TEXTS = ["", "Hello world", "  leading\n\n\n and  inner  ", "12345", "你好，世界 🙂👩‍👩‍👧", "cafe\u0301 I'LL we've\r\n\t", "\x00\x7f"]
+TEXTS = [
+    "",
+    "Hello world",
+    "  leading\n\n\n and  inner  ",
+    "12345",
+    "你好，世界 🙂👩‍👩‍👧",
+    "cafe\u0301 I'LL we've\r\n\t",
+    "\x00\x7f",
+]
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 marked_text = st.lists(st.one_of(any_text, st.sampled_from(tiny_tokenizer.CONTROL + tiny_tokenizer.PLAIN))).map("".join)
 
@@ -58,7 +66,9 @@ def test_vocab_and_merges_give_the_same_tokenizer(tokenizer, tmp_path):
     for text in TEXTS:
         assert other.encode(text) == tokenizer.encode(text)
     assert other.token_id("<|IMAGE|>") == tokenizer.token_id("<|IMAGE|>") == 1012
-    assert other.decode([1002, 40], skip_special_tokens=False) == tokenizer.decode([1002, 40], skip_special_tokens=False)
+    assert other.decode([1002, 40], skip_special_tokens=False) == tokenizer.decode(
+        [1002, 40], skip_special_tokens=False
+    )
 
 
 def test_ids_beyond_the_vocabulary_decode_to_nothing(tokenizer):

@@ -1,0 +1,48 @@
+"""From an imported checkpoint folder to a `Sampler`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from input_pipeline.tokenizer import Tokenizer
+from omni_jax.config import ProcessorConfig
+from omni_jax.config_json import read_config, read_processor_config
+from omni_jax.interop.restore import restore_params
+from omni_jax.sampling.generate import Sampler
+
+TEXT_COMPONENTS = ("audio_encoder", "vision_encoder", "thinker")
+
+
+def load_sampler(folder: str | Path, *, dtype: Any = None, **options: Any) -> Sampler:
+    """Restores what answering in text needs, with the checkpoint's tokenizer and stop ids.
+
+    Args:
+        folder: written by `omni-jax import`.
+        dtype: of parameters and compute; default float32 on CPU, bfloat16 elsewhere.
+        options: passed to `Sampler`.
+
+    Raises:
+        ConfigError, CheckpointError: a file is missing or does not fit.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    processor = ProcessorConfig()
+    if (folder / "preprocessor_config.json").is_file():
+        processor = read_processor_config(folder)
+    tokenizer = Tokenizer.load(folder)
+    dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
+    params = restore_params(folder, config, dtype=dtype, components=TEXT_COMPONENTS)
+    options.setdefault("stop_ids", _stop_ids(folder))
+    return Sampler(params, config, tokenizer, processor, dtype=dtype, **options)
+
+
+def _stop_ids(folder: Path) -> list[int] | None:
+    """`eos_token_id` of the checkpoint's generation settings, where it has any."""
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return None
+    ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    return [ids] if isinstance(ids, int) else ids

@@ -1,0 +1,406 @@
+"""Importing and exporting: exact, strict, whole or nothing, in bounded memory, and ordinary Orbax in between."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import torch
+from safetensors.numpy import save_file
+from transformers import Qwen2_5OmniForConditionalGeneration, Qwen2_5OmniThinkerForConditionalGeneration
+
+from omni_jax.config_json import read_config
+from omni_jax.errors import CheckpointError
+from omni_jax.interop import import_checkpoint as I
+from omni_jax.interop import safetensors_shards as st
+from omni_jax.interop import tables
+from omni_jax.interop.export_checkpoint import export_checkpoint
+from omni_jax.interop.import_checkpoint import import_checkpoint
+from omni_jax.interop.orbax_stream import chunk_shape
+from omni_jax.interop.random_checkpoint import make_random_checkpoint
+from omni_jax.interop.restore import load_checkpoint_info, restore_params
+from omni_jax.interop.tables import COMPONENTS, THINKER_COMPONENTS
+from omni_jax.interop.weight_table import flatten, jax_shapes
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A tiny published folder: bf16 but for Token2Wav, several shards, with the stored rotary table of a release."""
+    folder = tmp_path_factory.mktemp("published") / "tiny"
+    make_random_checkpoint(folder, "tiny", dtype="bfloat16")
+    tensors = {name: tensor.read() for name, tensor in st.read_folder(folder).items()}
+    tensors["token2wav.code2wav_dit_model.rotary_embed.inv_freq"] = np.linspace(0, 1, 8, dtype=np.float32)
+    for path in folder.glob("model*"):
+        path.unlink()
+    planned = [st.Planned(name, value.dtype, value.shape) for name, value in tensors.items()]
+    st.write_folder(folder, st.plan_shards(planned, 1_500_000), iter(tensors.values()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(published, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("imported") / "tiny"
+    import_checkpoint(published, folder)
+    return folder
+
+
+@pytest.fixture
+def source(published, tmp_path):
+    """A copy of the published folder to damage."""
+    return Path(shutil.copytree(published, tmp_path / "source"))
+
+
+def contents(folder: Path) -> dict[str, tuple]:
+    return {
+        name: (tensor.dtype, tensor.shape, tensor.read().tobytes()) for name, tensor in st.read_folder(folder).items()
+    }
+
+
+def rewrite(folder: Path, change) -> None:
+    """Passes the tensors through `change` and writes them back as one file."""
+    tensors = {name: tensor.read() for name, tensor in st.read_folder(folder).items()}
+    change(tensors)
+    for path in folder.glob("model*"):
+        path.unlink()
+    save_file(tensors, folder / st.SINGLE)
+
+
+def refused(source: Path, destination: Path, **options) -> str:
+    """The message of the refusal; nothing may be left behind."""
+    before = sorted(destination.parent.iterdir())
+    with pytest.raises(CheckpointError) as error:
+        import_checkpoint(source, destination, **options)
+    assert sorted(destination.parent.iterdir()) == before
+    return str(error.value)
+
+
+# ---- values ----
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_import_then_export_is_bit_identical(published, tmp_path, dtype):
+    import_checkpoint(published, tmp_path / "ours", dtype=dtype)
+    export_checkpoint(tmp_path / "ours", tmp_path / "theirs", shard_bytes=1_000_000)
+    assert contents(tmp_path / "theirs") == contents(published)
+    assert len(list((tmp_path / "theirs").glob("model-*.safetensors"))) > 1
+    carried = {path.name for path in published.iterdir() if not path.name.startswith("model")}
+    assert {"config.json", "tokenizer.json", "spk_dict.pt", "chat_template.json"} <= carried
+    for name in carried:
+        assert (tmp_path / "theirs" / name).read_bytes() == (published / name).read_bytes()
+
+
+def test_what_is_exported_loads_in_pytorch(published, imported, tmp_path):
+    export_checkpoint(imported, tmp_path / "theirs", dtype="float32")
+    model = Qwen2_5OmniForConditionalGeneration.from_pretrained(tmp_path / "theirs")
+    expected = Qwen2_5OmniForConditionalGeneration.from_pretrained(published).state_dict()
+    result = model.state_dict()
+    assert result.keys() == expected.keys()
+    for name, value in result.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, expected[name].float()), name
+
+
+def test_parameters_are_the_published_values_in_our_layout(published, imported):
+    config = read_config(published)
+    params = dict(flatten(restore_params(imported, config, dtype="float32")))
+    assert {path: value.shape for path, value in params.items()} == jax_shapes(tables.table(config))
+    theirs = {name: tensor.read().astype(np.float32) for name, tensor in st.read_folder(published).items()}
+    query = theirs["thinker.model.layers.2.self_attn.q_proj.weight"]
+    np.testing.assert_array_equal(params["thinker/layers/attention/query/kernel"][2].reshape(64, 64), query.T)
+    out = theirs["talker.model.layers.1.self_attn.o_proj.weight"]
+    np.testing.assert_array_equal(params["talker/layers/attention/out/kernel"][1].reshape(64, 48), out.T)
+
+
+def test_reduced_precision_rounds_each_value(published, tmp_path):
+    counts = import_checkpoint(published, tmp_path / "ours", dtype="bfloat16")
+    assert set(counts) == set(COMPONENTS)
+    info = load_checkpoint_info(tmp_path / "ours")
+    assert {leaf.dtype for leaf in info.shapes.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    assert info.num_parameters == sum(counts.values())
+
+
+def test_layers_of_mixed_precision_are_stored_without_loss_and_come_back(source, tmp_path):
+    name = "thinker.model.layers.1.mlp.up_proj.weight"
+    rewrite(source, lambda t: t.update({name: t[name].astype(np.float32) / 3}))
+    import_checkpoint(source, tmp_path / "ours")
+    assert load_checkpoint_info(tmp_path / "ours").shapes["thinker/layers/mlp/up/kernel"].dtype == np.float32
+    export_checkpoint(tmp_path / "ours", tmp_path / "theirs")
+    assert contents(tmp_path / "theirs") == contents(source)
+
+
+def test_chosen_components_only(published, tmp_path):
+    counts = import_checkpoint(published, tmp_path / "ours", components=["talker", "vision_encoder"])
+    assert set(counts) == {"talker", "vision_encoder"}
+    params = restore_params(tmp_path / "ours", read_config(published))
+    assert set(params) == {"talker", "vision_encoder"}
+    assert set(restore_params(tmp_path / "ours", read_config(published), components=["talker"])) == {"talker"}
+
+
+def test_a_thinker_saved_alone_keeps_its_own_names(published, tmp_path):
+    whole = Qwen2_5OmniForConditionalGeneration.from_pretrained(published)
+    whole.thinker.save_pretrained(tmp_path / "alone")
+    assert not any(name.startswith("thinker.") for name in st.read_folder(tmp_path / "alone"))
+    counts = import_checkpoint(tmp_path / "alone", tmp_path / "ours")
+    assert set(counts) == set(THINKER_COMPONENTS)
+    export_checkpoint(tmp_path / "ours", tmp_path / "theirs")
+    assert contents(tmp_path / "theirs") == contents(tmp_path / "alone")
+    Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(tmp_path / "theirs")
+
+
+def test_a_checkpoint_without_speech_is_legal_under_a_speaking_configuration(source, tmp_path):
+    rewrite(source, lambda t: [t.pop(name) for name in list(t) if not name.startswith("thinker.")])
+    assert set(import_checkpoint(source, tmp_path / "ours")) == set(THINKER_COMPONENTS)
+
+
+# ---- ordinary Orbax ----
+
+
+def test_any_orbax_checkpointer_restores_the_import(imported):
+    tree = ocp.StandardCheckpointer().restore((imported / "params").resolve())
+    assert set(tree) == set(COMPONENTS)
+    expected = dict(flatten(restore_params(imported, read_config(imported))))
+    for path, value in flatten(tree):
+        assert value.dtype == expected[path].dtype
+        np.testing.assert_array_equal(np.asarray(value), np.asarray(expected[path]))
+
+
+def test_eight_devices_read_their_own_parts(imported):
+    run(
+        f"""
+        import jax, numpy as np
+        jax.config.update("jax_num_cpu_devices", 8)
+        import orbax.checkpoint as ocp
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        from omni_jax.config_json import read_config
+        from omni_jax.interop.restore import restore_params
+        from omni_jax.interop.weight_table import flatten
+        folder = {str(imported)!r}
+        mesh = jax.make_mesh((2, 4), ("data", "model"))
+        rules = lambda path, shape: P(None, "data", "model") if path.endswith("up/kernel") and len(shape) == 3 else P()
+        params = restore_params(folder, read_config(folder), mesh=mesh, rules=rules, dtype="float32")
+        kernel = params["thinker"]["layers"]["mlp"]["up"]["kernel"]
+        assert {{s.data.shape for s in kernel.addressable_shards}} == {{(3, 32, 32)}}
+        single = dict(flatten(restore_params(folder, read_config(folder), dtype="float32")))
+        for path, value in flatten(params):
+            np.testing.assert_array_equal(np.asarray(value), np.asarray(single[path]))
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+        again = ocp.StandardCheckpointer().restore(folder + "/params", abstract)
+        assert again["thinker"]["layers"]["mlp"]["up"]["kernel"].sharding == kernel.sharding
+        shardings = jax.tree.map(lambda x: x.sharding, params)
+        third = restore_params(folder, read_config(folder), shardings=shardings, components=["thinker"])
+        assert third["thinker"]["layers"]["mlp"]["up"]["kernel"].sharding == kernel.sharding
+        """
+    )
+
+
+def test_a_checkpoint_that_orbax_itself_wrote_is_exported(imported, published, tmp_path):
+    params = restore_params(imported, read_config(imported))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "trained" / "params", params)
+    shutil.copy(published / "config.json", tmp_path / "trained")
+    export_checkpoint(tmp_path / "trained", tmp_path / "theirs")
+    expected = contents(published)
+    expected.pop("token2wav.code2wav_dit_model.rotary_embed.inv_freq")
+    assert contents(tmp_path / "theirs") == expected
+
+
+def test_stored_chunks_are_small_and_hold_one_layer():
+    for shape, stacked in [((28, 3584, 18944), True), ((152064, 3584), False), ((28, 128), True), ((7,), False)]:
+        chunk = chunk_shape(shape, 4, stacked=stacked)
+        assert np.prod(chunk) * 4 <= 32 * 2**20 and len(chunk) == len(shape)
+        assert not stacked or chunk[0] == 1
+
+
+# ---- refusals ----
+
+
+def test_missing_extra_and_misshapen_tensors_are_all_reported_at_once(source, tmp_path):
+    def damage(tensors):
+        del tensors["thinker.lm_head.weight"]
+        for i in (0, 2):
+            del tensors[f"thinker.model.layers.{i}.mlp.up_proj.weight"]
+        tensors["thinker.visual.surprise"] = np.zeros(3, np.float32)
+        tensors["talker.codec_head.weight"] = tensors["talker.codec_head.weight"][:-1]
+        tensors["thinker.audio_tower.conv1.bias"] = np.zeros(64, np.int8)
+
+    rewrite(source, damage)
+    message = refused(source, tmp_path / "ours")
+    assert "6 differences" in message
+    assert "missing    thinker.lm_head.weight [1280, 64]" in message
+    assert "missing    thinker.model.layers.{i}.mlp.up_proj.weight [128, 64] (i = 0, 2)" in message
+    assert "extra      thinker.visual.surprise [3]" in message
+    assert "misshapen  talker.codec_head.weight is [159, 48], expected [160, 48]" in message
+    assert "not float  thinker.audio_tower.conv1.bias is stored as int8" in message
+
+
+def test_a_truncated_shard_is_found_before_anything_is_written(source, tmp_path):
+    shard = sorted(source.glob("model-*.safetensors"))[1]
+    os.truncate(shard, shard.stat().st_size - 1)
+    assert f"{shard} is truncated" in refused(source, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("size", [0, 5, 100])
+def test_a_shard_cut_inside_its_header_is_refused(source, tmp_path, size):
+    shard = sorted(source.glob("model-*.safetensors"))[0]
+    os.truncate(shard, size)
+    assert str(shard) in refused(source, tmp_path / "ours")
+
+
+def test_an_index_that_does_not_match_its_shards_is_refused(source, tmp_path):
+    index = json.loads((source / st.INDEX).read_text())
+    first, second = sorted(set(index["weight_map"].values()))[:2]
+    index["weight_map"]["thinker.ghost"] = first
+    (source / st.INDEX).write_text(json.dumps(index))
+    (source / second).unlink()
+    message = refused(source, tmp_path / "ours")
+    assert f"{first} lacks what the index places there: thinker.ghost" in message
+    assert f"shard {second} is missing" in message
+
+
+def test_a_folder_without_weights_is_refused(source, tmp_path):
+    for path in source.glob("model*"):
+        path.unlink()
+    assert "spk_dict.pt" in refused(source, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["thinker.model.layers.1.mlp.down_proj.weight", "talker.codec_head.weight"])
+def test_values_that_are_not_finite_are_refused_by_name(source, tmp_path, name, bad):
+    def damage(tensors):
+        tensors[name][3, 5] = bad
+
+    rewrite(source, damage)
+    assert f"tensor {name} holds NaN or infinite values" in refused(source, tmp_path / "ours")
+
+
+def test_a_full_disk_leaves_nothing_behind(published, imported, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(I.shutil, "copyfile", full)
+    assert "disk is full" in refused(published, tmp_path / "ours")
+    with pytest.raises(CheckpointError, match="disk is full"):
+        export_checkpoint(imported, tmp_path / "theirs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_small_a_disk_is_noticed_before_writing(published, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert "GB free" in refused(published, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_import_leaves_nothing_behind(published, tmp_path, interruption):
+    def progress(done, total):
+        if done > total // 2:
+            raise interruption
+
+    with pytest.raises(interruption):
+        import_checkpoint(published, tmp_path / "ours", progress=progress)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_kept_unless_asked_to_overwrite_it(published, source, tmp_path):
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    (ours / "diary.txt").write_text("mine")
+    assert "not empty" in refused(published, ours)
+    rewrite(source, lambda t: t["talker.codec_head.weight"].fill(np.nan))
+    refused(source, ours, overwrite=True)
+    assert (ours / "diary.txt").read_text() == "mine"
+    import_checkpoint(published, ours, overwrite=True)
+    assert not (ours / "diary.txt").exists() and (ours / "params").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "source"]
+
+
+def test_an_unwritable_destination_is_refused_first(tmp_path, published):
+    (tmp_path / "file").write_text("")
+    assert "is a file" in refused(published, tmp_path / "file")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        import_checkpoint(published, tmp_path / "file" / "ours")
+
+
+def test_bad_requests_are_refused(published, imported, tmp_path):
+    assert "float16" in refused(published, tmp_path / "ours", dtype="float16")
+    assert "ears" in refused(published, tmp_path / "ours", components=["ears"])
+    with pytest.raises(CheckpointError, match="no Orbax checkpoint"):
+        load_checkpoint_info(published)
+    with pytest.raises(CheckpointError, match="dit"):
+        restore_params(imported, read_config(published), shardings={"thinker": {}})
+
+
+def test_parameters_that_do_not_fit_the_configuration_are_all_reported(imported, source):
+    data = json.loads((source / "config.json").read_text())
+    data["thinker_config"]["text_config"]["intermediate_size"] += 16
+    (source / "config.json").write_text(json.dumps(data))
+    with pytest.raises(CheckpointError) as error:
+        restore_params(imported, read_config(source))
+    for kernel in ("gate", "up", "down"):
+        assert f"misshapen  thinker/layers/mlp/{kernel}/kernel" in str(error.value)
+
+
+def test_damaged_stored_values_are_reported(imported, tmp_path):
+    folder = Path(shutil.copytree(imported, tmp_path / "ours"))
+    for chunk in (folder / "params" / "thinker.embed.embedding").glob("*"):
+        if not chunk.name.startswith("."):
+            chunk.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        restore_params(folder, read_config(folder))
+
+
+# ---- memory ----
+
+
+def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
+    """1.7 GB through the importer: at most the largest parameter (300 MB) and 1.5 GiB above the base, in fact far less."""
+    peak = run(
+        f"""
+        import resource, sys
+        from pathlib import Path
+        import numpy as np
+        from omni_jax.interop import import_checkpoint as I
+        from omni_jax.interop import safetensors_shards as st
+        from omni_jax.interop import tables
+        from omni_jax.interop import weight_table as W
+        root = Path({str(tmp_path)!r})
+        root.joinpath("source").mkdir()
+        rows = [W.Entry(f"thinker.part{{n}}.{{{{i}}}}.weight", f"thinker/part{{n}}/kernel", W.linear, (2048, 2560), 28)
+                for n in range(6)]
+        I.table = lambda config: rows
+        dtype = st.DTYPES["BF16"]
+        planned = [st.Planned(name, dtype, row.shape) for row in rows for name in row.torch_names]
+        one = np.ones((2048, 2560), dtype)
+        st.write_folder(root / "source", st.plan_shards(planned, 1_000_000_000), (one for _ in planned))
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        import orbax.checkpoint, jax
+        base = peak()
+        I.import_checkpoint(root / "source", root / "ours", config=object())
+        print(sum(t.nbytes for t in planned), rows[0].size * 2, peak() - base)
+        """
+    )
+    total, largest, used = map(int, peak.split())
+    assert total > 1_700_000_000 and largest == 28 * 2048 * 2560 * 2
+    assert used < largest + 1.5 * 2**30
+    assert used < total / 2
+    shutil.rmtree(tmp_path)
+
+
+def run(code: str) -> str:
+    """Runs code in a fresh process and returns what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
