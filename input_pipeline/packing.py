@@ -38,7 +38,7 @@ BUCKETS = Buckets(
     batch=_steps([1], 1, 32),
     cache=_steps([1], 256, 32768),
     audio_blocks=_steps([1, 3], 1, 6144),
-    patches=_steps([8, 10, 12, 14], 128, 196608, multiple_of=64),  # a 60 s film has 172032
+    patches=_steps(range(8, 16), 128, 196608, multiple_of=64),  # a 60 s film has 172032
     windows=_steps([1], 1, 16384),
     frames=_steps([1], 1, 8192),
 )

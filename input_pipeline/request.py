@@ -37,6 +37,7 @@ class Request:
     next_position: position of the first token to be generated, in all three rows.
     audio: mel features float32 [mel bins, L] of each clip or sound track, in order of appearance.
     vision: patches of each image or film, in order of appearance.
+    seconds_per_grid: for each of `vision`, the time from one frame group to the next, None for an image.
     audio_row, vision_row: int32 [T]; which row of this request's audio tokens, or of its merged vision tokens (both
         joined in order of appearance, films frame by frame), belongs at this place; -1 at other tokens.
     stage_seconds: how long each step of the preparation took.
@@ -47,6 +48,7 @@ class Request:
     next_position: int
     audio: tuple[np.ndarray, ...]
     vision: tuple[Patches, ...]
+    seconds_per_grid: tuple[float | None, ...]
     audio_row: np.ndarray
     vision_row: np.ndarray
     stage_seconds: dict[str, float] = field(default_factory=dict)
@@ -263,6 +265,9 @@ def _place(
         next_position=layout.next_position,
         audio=tuple(mels),
         vision=tuple(patches),
+        seconds_per_grid=tuple(
+            getattr(part, "seconds_per_grid", None) for part in parts if isinstance(part, (tmrope.Image, tmrope.Video))
+        ),
         audio_row=layout.audio_row,
         vision_row=layout.vision_row,
         stage_seconds=seconds,

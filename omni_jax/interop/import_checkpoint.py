@@ -28,6 +28,7 @@ from omni_jax.interop.tables import (
     TALKER_COMPONENTS,
     THINKER_COMPONENTS,
     TOKEN2WAV_COMPONENTS,
+    check_components,
     table,
 )
 from omni_jax.interop.weight_table import Entry, Table
@@ -189,11 +190,7 @@ def plan_import(
     """
     if dtype is not None and dtype not in DTYPES:
         raise CheckpointError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
-    unknown = set(components or ()) - set(COMPONENTS)
-    if unknown:
-        raise CheckpointError(
-            f"There is no component {', '.join(sorted(unknown))}. Components: {', '.join(COMPONENTS)}."
-        )
+    check_components(components or ())
 
     found = st.read_folder(source)
     prefixed = any(_group(name) in GROUPS for name in found)

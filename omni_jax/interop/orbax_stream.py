@@ -51,11 +51,13 @@ class StreamedLeaf:
 def write_params(
     folder: Path, leaves: Iterable[StreamedLeaf], on_bytes: Callable[[int], None] = lambda n: None
 ) -> None:
-    """Saves `leaves` as the Orbax checkpoint `folder`, calling `on_bytes(n)` after each `n` bytes."""
+    """Saves `leaves` as the Orbax checkpoint `folder`, calling `on_bytes(n)` after each `n` bytes. Does not sync."""
     registry = type_handlers.create_type_handler_registry((StreamedLeaf, _StreamHandler(on_bytes)))
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
-    with _quiet(), ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder.resolve(), args=ocp.args.PyTreeSave(nest((leaf.path, leaf) for leaf in leaves)))
+    tree = nest((leaf.path, leaf) for leaf in leaves)
+    with _quiet():
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(folder.resolve(), args=ocp.args.PyTreeSave(tree))
 
 
 @contextmanager
@@ -74,6 +76,8 @@ class _StreamHandler(type_handlers.TypeHandler):
 
     def __init__(self, on_bytes: Callable[[int], None]):
         self._on_bytes = on_bytes
+        # Waiting for the disk after each small file would take most of the time; whoever calls syncs once.
+        self._context = ts.Context({"file_io_sync": False})
 
     def typestr(self) -> str:
         return "np.ndarray"
@@ -82,7 +86,8 @@ class _StreamHandler(type_handlers.TypeHandler):
         pending = _Pending(_IN_FLIGHT_BYTES)
         for leaf, info in zip(values, infos):
             await info.await_path_creation()
-            array = ts.open(_spec(leaf, info.parent_dir / info.name), create=True, open=True).result()
+            spec = _spec(leaf, info.parent_dir / info.name)
+            array = ts.open(spec, create=True, open=True, context=self._context).result()
             for number, values in enumerate(leaf.slices()):
                 target = array[number] if leaf.stacked else array
                 pending.add(target.write(values), values.nbytes)

@@ -32,10 +32,17 @@ def pytorch() -> tuple[Any, Any]:
     return torch, transformers
 
 
+def quiet() -> None:
+    """Keeps transformers' warnings and progress bars, which are about its own defaults, out of our output."""
+    _, transformers = pytorch()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 def load_thinker(folder: str | Path) -> Any:
     """The Thinker of a published folder as a PyTorch module: float32, SDPA attention, evaluation mode."""
     torch, transformers = pytorch()
-    transformers.logging.set_verbosity_error()
+    quiet()
     model = transformers.Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
     )

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from omni_jax.config import OmniConfig
-from omni_jax.errors import CheckpointError
+from omni_jax.errors import CheckpointError, ShardingError
 from omni_jax.interop.import_checkpoint import PARAMS, RECORD, Problem, summarise
-from omni_jax.interop.tables import COMPONENTS, table
+from omni_jax.interop.tables import COMPONENTS, check_components, table
 from omni_jax.interop.weight_table import Shape, flatten, jax_shapes, nest
 
 # (path, shape) of a parameter -> how it is split over the mesh.
@@ -94,18 +94,28 @@ def restore_params(
 
     Raises:
         CheckpointError: parameters missing, left over or of another shape (all are listed), or unreadable values.
+        ShardingError: a parameter's axis does not divide over its mesh axis.
     """
     info = load_checkpoint_info(folder)
     wanted = tuple(components) if components is not None else info.components
     shapes = check_fit(info, config, wanted)
     placed = dict(flatten(shardings)) if shardings is not None else {}
 
-    def placement(path: str, shape: Shape):
+    def placement(path: str, shape: Shape) -> Sharding:
         if shardings is not None:
-            return placed[path]
-        if mesh is not None:
-            return NamedSharding(mesh, rules(path, shape) if rules is not None else PartitionSpec())
-        return SingleDeviceSharding(jax.devices()[0])
+            sharding = placed[path]
+        elif mesh is not None:
+            sharding = NamedSharding(mesh, rules(path, shape) if rules is not None else PartitionSpec())
+        else:
+            sharding = SingleDeviceSharding(jax.devices()[0])
+        try:
+            sharding.shard_shape(shape)
+        except ValueError as error:
+            raise ShardingError(
+                f"{path} {list(shape)} does not divide as {sharding} ({_first_line(error)}). "
+                "Choose another mesh or rule."
+            ) from error
+        return sharding
 
     missing = [path for path in shapes if shardings is not None and path not in placed]
     if missing:
@@ -143,11 +153,7 @@ def _restore(info: CheckpointInfo, args: dict[str, ocp.RestoreArgs]) -> dict:
 
 def check_fit(info: CheckpointInfo, config: OmniConfig, components: Collection[str]) -> dict[str, Shape]:
     """Shapes of the parameters to load, compared with the configuration's."""
-    unknown = set(components) - set(COMPONENTS)
-    if unknown:
-        raise CheckpointError(
-            f"There is no component {', '.join(sorted(unknown))}. Components: {', '.join(COMPONENTS)}."
-        )
+    check_components(components)
     expected = {path: shape for path, shape in jax_shapes(table(config)).items() if path.split("/", 1)[0] in components}
     stored = {path: leaf.shape for path, leaf in info.shapes.items() if path.split("/", 1)[0] in components}
     absent = set(components) - {path.split("/", 1)[0] for path in expected}

@@ -107,7 +107,7 @@ def read_file(file: Path) -> dict[str, Tensor]:
                     f"{file} is truncated or not a safetensors file: {size} bytes, header of {length} bytes. "
                     "Fetch the file again."
                 )
-            header = json.loads(stream.read(length))
+            rows = json.loads(stream.read(length))
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
@@ -115,7 +115,7 @@ def read_file(file: Path) -> dict[str, Tensor]:
 
     tensors, end = {}, 8 + length
     try:
-        for name, row in header.items():
+        for name, row in rows.items():
             if name == "__metadata__":
                 continue
             if row["dtype"] not in DTYPES:
@@ -214,22 +214,26 @@ def write_folder(folder: Path, shards: list[list[Planned]], values: Iterator[np.
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def write_file(file: Path, tensors: list[Planned], values: Iterator[np.ndarray]) -> None:
-    """Writes one safetensors file of the planned tensors, taking one array from `values` for each."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def header(tensors: list[Planned]) -> bytes:
+    """What a file of these tensors starts with; their values follow without gaps."""
+    rows: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
-        header[tensor.name] = {
+        rows[tensor.name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [end, end + tensor.nbytes],
         }
         end += tensor.nbytes
-    text = json.dumps(header).encode("utf-8")
+    text = json.dumps(rows).encode("utf-8")
     text += b" " * (-len(text) % 8)  # values start at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_file(file: Path, tensors: list[Planned], values: Iterator[np.ndarray]) -> None:
+    """Writes one safetensors file of the planned tensors, taking one array from `values` for each."""
     with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little"))
-        stream.write(text)
+        stream.write(header(tensors))
         for tensor in tensors:
             array = next(values)
             if array.shape != tensor.shape or array.dtype != tensor.dtype:

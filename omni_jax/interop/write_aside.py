@@ -41,6 +41,7 @@ def write_aside(destination: Path, *, needs_bytes: int = 0, overwrite: bool = Fa
                 "Make room, or choose another disk."
             )
         yield partial
+        os.sync()  # the name must not survive a power cut that the contents do not
         if destination.exists():
             destination.rename(replaced)
         partial.rename(destination)

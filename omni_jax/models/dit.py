@@ -51,10 +51,13 @@ class Conditioning:
 
 @flax.struct.dataclass
 class Modulation:
-    """Shift, scale and gate before and after attention and feed-forward of every layer, for E times."""
+    """Shift, scale and gate of attention, then of the feed-forward, of every layer, for E times.
 
-    layers: Float[Array, "L E 6 D"]
-    final: Float[Array, "E 2 D"]
+    The solver puts its own axes [intervals, stages] in front.
+    """
+
+    layers: Float[Array, "*S L E 6 D"]
+    final: Float[Array, "*S E 2 D"]
 
 
 def time_features(t: Float[Array, " E"]) -> Float[Array, "E 256"]:
@@ -335,7 +338,7 @@ def condition(
 
 def modulate(params: dict, config: DiTConfig, times: Float[Array, " E"], *, dtype=jnp.float32) -> Modulation:
     """Modulations of all layers for E times, reading their weights (two fifths of the model) once."""
-    return DiT(config, dtype=dtype).apply({"params": params["dit"]}, jnp.asarray(times), method=DiT.modulate)
+    return DiT(config, dtype=dtype).apply({"params": params["dit"]}, times, method=DiT.modulate)
 
 
 def velocity(
@@ -347,7 +350,7 @@ def velocity(
     *,
     valid: Bool[Array, "#B T"] | None = None,
     positions: Int[Array, "#B T"] | None = None,
-    guidance_scale: float = 0.5,
+    guidance_scale: float | jax.Array = 0.5,
     dtype: Any = jnp.float32,
 ) -> Float[Array, "B T M"]:
     """d x / dt, guided where the conditioning has a null branch.
@@ -357,7 +360,9 @@ def velocity(
         valid: real frames (`frame_mask(lengths, T)`); attention sees no others. None: all.
         positions: for the rotary embedding, which only sees differences. None: 0 … T-1.
     """
-    modulation = t if isinstance(t, Modulation) else modulate(params, config, jnp.reshape(t, (-1,)), dtype=dtype)
+    modulation = (
+        t if isinstance(t, Modulation) else modulate(params, config, jnp.reshape(jnp.asarray(t), (-1,)), dtype=dtype)
+    )
     batch, time, _ = x.shape
     valid = jnp.broadcast_to(frame_mask(None, time) if valid is None else valid, (batch, time))
     positions = jnp.arange(time)[None] if positions is None else jnp.reshape(positions, (-1, time))
@@ -378,7 +383,7 @@ def solve(
 ) -> Float[Array, "B T M"]:
     """Log mel at the end of the flow. Frames that are not `valid` hold nothing of meaning."""
     times = evaluation_times(options)
-    flat = modulate(params, config, times.reshape(-1), dtype=dtype)
+    flat = modulate(params, config, jnp.asarray(times.reshape(-1)), dtype=dtype)
     prepared = Modulation(  # [intervals, stages, L, 1, 6, D] and [intervals, stages, 1, 2, D]
         jnp.moveaxis(flat.layers, 1, 0)[:, :, None].reshape(*times.shape, -1, 1, *flat.layers.shape[2:]),
         flat.final[:, None].reshape(*times.shape, 1, *flat.final.shape[1:]),

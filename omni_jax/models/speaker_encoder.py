@@ -66,7 +66,7 @@ class AttentiveStatistics(nn.Module):
     attention_channels: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B 1 2C"]:
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B 1 2*C"]:
         mean, deviation = _mean_and_deviation(x, 1 / x.shape[1])
         context = [x, jnp.broadcast_to(mean, x.shape), jnp.broadcast_to(deviation, x.shape)]
         h = jax.nn.relu(_conv(self.attention_channels, name="hidden")(jnp.concatenate(context, axis=-1)))

@@ -147,7 +147,7 @@ class Sampler:
         inputs = pack_batch(requests, self.config, chunk=self.chunk)
         length = cache_length(inputs, [option.max_new_tokens for option in each])
 
-        state = self._prefill(inputs, length, report, seconds)
+        prefilled = self._prefill(inputs, length, report, seconds)
         batch = inputs.token_ids.shape[0]
         limit = np.zeros(batch, np.int32)
         limit[: len(each)] = [option.max_new_tokens for option in each]
@@ -159,7 +159,8 @@ class Sampler:
         thinker = dict(config=self.config.thinker_config.text_config, dtype=self.dtype)
         state, first, done = programs.first_token(
             self.params["thinker"],
-            state,
+            prefilled.last_hidden,
+            prefilled.seen,
             jnp.asarray(inputs.lengths),
             jnp.asarray(inputs.next_position),
             warper_options(each, batch),
@@ -167,6 +168,7 @@ class Sampler:
             jnp.asarray(stops),
             **thinker,
         )
+        state = state.replace(cache=prefilled.cache)
         followers = [_Follower(row, self.tokenizer, self.stop_ids) for row in range(len(requests))]
         pending = deque([(first[:, None], done)])
         steps = 4  # a short first block: the first words come soon
@@ -241,7 +243,8 @@ class Sampler:
                 jnp.asarray(inputs.position_ids[:, :, here]),
                 jnp.full(batch, here.start, jnp.int32),
                 lengths,
-                visible=min(length, bucket(here.stop, BUCKETS.cache, "prompt tokens")),
+                # the first half of a long prompt does not look at the second half's empty slots
+                visible=length // 2 if here.stop <= length // 2 else length,
                 **common,
             )
         jax.block_until_ready(state.last_hidden)

@@ -113,10 +113,11 @@ def prefill(
     return PrefillState(out.cache, last, seen)
 
 
-@partial(jax.jit, static_argnames=("config", "dtype"), donate_argnums=1)
+@partial(jax.jit, static_argnames=("config", "dtype"), donate_argnames="seen")
 def first_token(
     params: Params,
-    state: PrefillState,
+    hidden: Float[Array, "B D"],
+    seen: Bool[Array, "B V"],
     lengths: Int[Array, "B"],
     positions: Int[Array, "B"],
     options: WarperOptions,
@@ -129,14 +130,15 @@ def first_token(
     """Samples each row's first token from its last prompt position. Padding rows (length 0) start out done.
 
     Returns:
-        The state, and its token and done once more: these outlive the donation of the state.
+        The state, with `cache` left for the caller to fill in (so that this program does not depend on its length);
+        and the token and done once more, which outlive the donation of the state.
     """
     zeros = jnp.zeros_like(lengths)
-    logits = Thinker(config, dtype=dtype).apply({"params": params}, state.last_hidden, method="logits")
-    token = draw(warp(logits, state.seen, options), options, zeros)
-    seen = state.seen.at[jnp.arange(token.shape[0]), token].set(True)
+    logits = Thinker(config, dtype=dtype).apply({"params": params}, hidden, method="logits")
+    token = draw(warp(logits, seen, options), options, zeros)
+    seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
     done = (lengths == 0) | (limit <= 1) | jnp.any(token[:, None] == stops, axis=1)
-    state = DecodeState(state.cache, lengths, positions, zeros + 1, token, done, seen, options, limit, stops)
+    state = DecodeState(None, lengths, positions, zeros + 1, token, done, seen, options, limit, stops)
     return state, token, done
 
 

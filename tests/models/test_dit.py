@@ -16,7 +16,6 @@ from omni_jax.models.flow import FlowOptions
 from tests.models.token2wav_reference import DIT, meta_state, our_params, published_model
 
 BATCH, CODES = 2, 31  # 62 mel frames: two whole blocks of 24 and a piece
-SMALL_FLOW = FlowOptions(num_steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -60,29 +59,38 @@ def published_branches(model, inputs, t):
     return [branch.numpy() for branch in both.chunk(2)]
 
 
+@pytest.fixture(scope="module")
+def velocity(params):
+    """`dit.velocity` of the small model, compiled once for each kind of call."""
+    compiled = jax.jit(
+        lambda *arrays, **options: dit.velocity(params, DIT, *arrays, **options), static_argnames="dtype"
+    )
+    return lambda x, t, conditioning, **options: compiled(jnp.asarray(x), jnp.asarray(t), conditioning, **options)
+
+
 def assert_close(ours, want, relative=1e-4):
     np.testing.assert_allclose(ours, want, rtol=0, atol=relative * np.abs(want).max())
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, -1.0])  # conditional branch alone, guided, null branch alone
-def test_one_evaluation_matches(model, params, inputs, conditioning, scale):
+def test_one_evaluation_matches(model, velocity, inputs, conditioning, scale):
     conditional, null = published_branches(model, inputs, 0.3)
     x = jnp.asarray(inputs["x"])
-    ours = dit.velocity(params, DIT, x, jnp.float32(0.3), conditioning, guidance_scale=scale)
+    ours = velocity(x, jnp.float32(0.3), conditioning, guidance_scale=scale)
     assert_close(ours, conditional + scale * (conditional - null))
 
 
-def test_without_a_null_branch_the_velocity_is_the_conditional_one(model, params, inputs, conditioning):
+def test_without_a_null_branch_the_velocity_is_the_conditional_one(model, velocity, inputs, conditioning):
     x = jnp.asarray(inputs["x"])
-    ours = dit.velocity(params, DIT, x, jnp.float32(0.7), conditioning.replace(null=None))
+    ours = velocity(x, jnp.float32(0.7), conditioning.replace(null=None))
     assert_close(ours, published_branches(model, inputs, 0.7)[0])
 
 
-def test_each_row_may_have_its_own_time(params, inputs, conditioning):
+def test_each_row_may_have_its_own_time(velocity, inputs, conditioning):
     x = jnp.asarray(inputs["x"])
-    mixed = dit.velocity(params, DIT, x, jnp.array([0.2, 0.9]), conditioning)
+    mixed = velocity(x, jnp.array([0.2, 0.9]), conditioning)
     for row, t in enumerate([0.2, 0.9]):
-        assert_close(mixed[row], dit.velocity(params, DIT, x, jnp.float32(t), conditioning)[row], 1e-5)
+        assert_close(mixed[row], velocity(x, jnp.float32(t), conditioning)[row], 1e-5)
 
 
 def test_the_trace_ends_in_what_the_network_computes(params, inputs, conditioning):
@@ -96,51 +104,53 @@ def test_the_trace_ends_in_what_the_network_computes(params, inputs, conditionin
     assert np.abs(hidden_states[0] - hidden_states[-1]).max() > 0.1
 
 
-@pytest.mark.parametrize("scale", [0.5, 0.0])
-def test_the_full_solver_matches_with_the_same_noise(model, params, inputs, scale):
+def test_the_full_solver_matches_with_the_same_noise(model, params, inputs):
     speaker, ref_mel, codes = (torch.tensor(inputs[name]) for name in ("speaker", "ref_mel", "codes"))
     torch.manual_seed(1)
     noise = torch.randn(BATCH, 2 * CODES, DIT.mel_dim)
     torch.manual_seed(1)
-    want = model.sample(speaker, ref_mel, codes, num_steps=10, guidance_scale=scale).transpose(1, 2).numpy()
+    want = model.sample(speaker, ref_mel, codes, num_steps=10, guidance_scale=0.5).transpose(1, 2).numpy()
 
-    options = FlowOptions(guidance_scale=scale)
-    sample = jax.jit(lambda *a, noise: dit.sample_full(params, DIT, *a, noise=noise, options=options))
+    sample = jax.jit(lambda *a, noise: dit.sample_full(params, DIT, *a, noise=noise))
     arrays = (jnp.asarray(inputs[name]) for name in ("codes", "speaker", "ref_mel"))
     assert_close(sample(*arrays, noise=jnp.asarray(noise.numpy())), want)
+
+
+def test_without_guidance_one_euler_step_is_the_conditional_velocity(params, velocity, inputs, conditioning):
+    arrays = (jnp.asarray(inputs[name]) for name in ("codes", "speaker", "ref_mel"))
+    options = FlowOptions(solver="euler", num_steps=2, guidance_scale=0.0)
+    mel = dit.sample_full(params, DIT, *arrays, noise=jnp.asarray(inputs["x"]), options=options)
+    slope = velocity(inputs["x"], jnp.float32(0.0), conditioning.replace(null=None))
+    assert_close(mel, inputs["x"] + slope, 1e-5)
 
 
 def test_a_row_in_a_batch_is_what_it_is_alone(params, inputs):
     codes, speaker, ref_mel, noise = (jnp.asarray(inputs[name]) for name in ("codes", "speaker", "ref_mel", "x"))
     lengths = [2 * 13, 2 * 31]
-    together = dit.sample_full(
-        params, DIT, codes, speaker, ref_mel, noise=noise, lengths=jnp.array(lengths), options=SMALL_FLOW
-    )
+
+    @jax.jit
+    def sample(codes, speaker, ref_mel, noise, lengths=None):
+        options = FlowOptions(num_steps=3)
+        return dit.sample_full(params, DIT, codes, speaker, ref_mel, noise=noise, lengths=lengths, options=options)
+
+    together = sample(codes, speaker, ref_mel, noise, jnp.array(lengths))
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
-        alone = dit.sample_full(
-            params,
-            DIT,
-            codes[one, : length // 2],
-            speaker[one],
-            ref_mel[one],
-            noise=noise[one, :length],
-            options=SMALL_FLOW,
-        )
+        alone = sample(codes[one, : length // 2], speaker[one], ref_mel[one], noise[one, :length])
         assert_close(together[row, :length], alone[0], 1e-5)
         assert not together[row, length:].any()
 
 
-def test_only_differences_of_positions_matter(params, inputs, conditioning):
+def test_only_differences_of_positions_matter(velocity, inputs, conditioning):
     x, t = jnp.asarray(inputs["x"]), jnp.float32(0.5)
     shifted = jnp.arange(2 * CODES)[None] + 240
-    here = dit.velocity(params, DIT, x, t, conditioning)
-    assert_close(dit.velocity(params, DIT, x, t, conditioning, positions=shifted), here, 1e-4)
+    here = velocity(x, t, conditioning)
+    assert_close(velocity(x, t, conditioning, positions=shifted), here, 1e-4)
     stretched = 3 * jnp.arange(2 * CODES)[None]
-    assert np.abs(dit.velocity(params, DIT, x, t, conditioning, positions=stretched) - here).max() > 1e-2
+    assert np.abs(velocity(x, t, conditioning, positions=stretched) - here).max() > 1e-2
 
 
-def test_one_evaluation_sees_two_blocks_back_and_one_ahead(params, inputs):
+def test_one_evaluation_sees_two_blocks_back_and_one_ahead(params, velocity, inputs):
     blocks, changed = 7, 3
     codes = jnp.zeros((1, 12 * blocks), jnp.int32)
     voice = dit.make_voice(params, DIT, jnp.asarray(inputs["speaker"][:1]), jnp.asarray(inputs["ref_mel"][:1]))
@@ -148,7 +158,7 @@ def test_one_evaluation_sees_two_blocks_back_and_one_ahead(params, inputs):
 
     def evaluate(codes):
         conditioning = dit.condition(params, DIT, codes, voice)
-        return dit.velocity(params, DIT, x, jnp.float32(0.5), conditioning).reshape(blocks, -1)
+        return velocity(x, jnp.float32(0.5), conditioning).reshape(blocks, -1)
 
     difference = evaluate(codes) - evaluate(codes.at[:, 12 * changed : 12 * changed + 12].set(7))
     touched = np.flatnonzero(np.abs(difference).max(axis=1) > 0)
@@ -178,25 +188,28 @@ def test_block_attention_is_attention_under_a_block_mask(look_back, look_ahead):
     assert np.isfinite(ours).all()
 
 
-def test_bfloat16_products_stay_near_float32(params, inputs, conditioning):
+def test_bfloat16_products_stay_near_float32(velocity, inputs, conditioning):
     x, t = jnp.asarray(inputs["x"]), jnp.float32(0.5)
-    low = dit.velocity(params, DIT, x, t, conditioning, dtype=jnp.bfloat16)
+    low = velocity(x, t, conditioning, dtype=jnp.bfloat16)
     assert low.dtype == jnp.float32
-    assert_close(low, dit.velocity(params, DIT, x, t, conditioning), 0.1)
+    assert_close(low, velocity(x, t, conditioning), 0.1)
 
 
 def test_training_can_differentiate_with_and_without_recomputing_layers(params, inputs, conditioning):
     modulation = dit.modulate(params, DIT, jnp.array([0.3]))
     valid, positions = jnp.ones((BATCH, 2 * CODES), bool), jnp.arange(2 * CODES)[None]
 
+    x = jnp.asarray(inputs["x"])
+
     def loss(variables, remat):
         model = dit.DiT(DIT, remat=remat)
-        return jnp.square(model.apply(variables, inputs["x"], modulation, conditioning, valid, positions)).mean()
+        return jnp.square(model.apply(variables, x, modulation, conditioning, valid, positions)).mean()
 
     variables = {"params": params["dit"]}
-    plain, remat = (jax.grad(loss)(variables, flag)["params"]["layers"] for flag in (False, True))
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    plain, remat = (gradient(variables, flag)["params"]["layers"] for flag in (False, True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, remat)
-    assert np.abs(plain["attention"]["query"]["kernel"]).min(axis=(1, 2, 3)).shape == (DIT.num_hidden_layers,)
+    assert (np.abs(plain["attention"]["query"]["kernel"]).max(axis=(1, 2, 3)) > 0).all()  # every layer learns
 
 
 def test_codes_outside_the_table_are_refused_on_the_host():
@@ -211,8 +224,9 @@ def test_codes_outside_the_table_are_refused_on_the_host():
 
 def test_an_utterance_beyond_the_position_range_is_refused(params, inputs):
     codes = jnp.zeros((1, DIT.max_position_embeddings // 2 + 1), jnp.int32)
+    speaker, ref_mel = jnp.asarray(inputs["speaker"][:1]), jnp.asarray(inputs["ref_mel"][:1])
     with pytest.raises(CapacityError, match="32770 mel frames"):
-        dit.sample_full(params, DIT, codes, inputs["speaker"][:1], inputs["ref_mel"][:1], key=jax.random.key(0))
+        dit.sample_full(params, DIT, codes, speaker, ref_mel, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("config", [DIT, DiTConfig()], ids=["small", "published"])
@@ -233,6 +247,6 @@ def test_the_published_size():
 
 
 def test_stacked_parameters_name_the_axis_of_layers():
-    layers = dit.init_params(jax.random.key(0), DIT)["dit"]["layers"]
+    layers = jax.eval_shape(lambda key: dit.init_params(key, DIT), jax.random.key(0))["dit"]["layers"]
     assert layers["attention"]["query"]["kernel"].names == ("layers", "embed", "heads", "head_dim")
     assert layers["mlp"]["down"]["bias"].names == ("layers", "embed")

@@ -63,5 +63,5 @@ def test_guidance_extrapolates_away_from_the_null_branch():
 
 @pytest.mark.parametrize("bad", [{"solver": "heun"}, {"num_steps": 1}])
 def test_bad_options_are_refused(bad):
-    with pytest.raises(ConfigError, match="rk4, euler|at least 2"):
+    with pytest.raises(ConfigError, match=r"rk4, euler|at least 2"):
         FlowOptions(**bad)

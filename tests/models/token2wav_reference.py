@@ -1,5 +1,6 @@
 """Small Token2Wav models of transformers, with interesting random weights, and the same weights as our parameters."""
 
+import jax.numpy as jnp
 import numpy as np
 import torch
 from transformers.models.qwen2_5_omni import configuration_qwen2_5_omni as hf_config
@@ -75,6 +76,6 @@ def our_params(model, config) -> dict:
 
     def leaf(entry):
         tensors = [entry.transform.to_jax(state[name]) for name in entry.torch_names]
-        return np.ascontiguousarray(tensors[0] if entry.layers is None else np.stack(tensors))
+        return jnp.asarray(tensors[0] if entry.layers is None else np.stack(tensors))
 
     return nest((entry.path, leaf(entry)) for entry in entries)

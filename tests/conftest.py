@@ -1,0 +1,30 @@
+"""Settings and fixtures for all tests. Environment variables are set before anything imports JAX."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+# compiled programs outlive the process: shared by parallel workers, and kept for the next run
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import pytest
+from filelock import FileLock
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory, worker_id) -> tuple[Path, Path]:
+    """A random tiny checkpoint, (published folder, imported folder): made once for all workers. Do not write to it."""
+    from omni_jax.interop.import_checkpoint import import_checkpoint
+    from omni_jax.interop.random_checkpoint import make_random_checkpoint
+
+    base = tmp_path_factory.getbasetemp()
+    root = (base if worker_id == "master" else base.parent) / "tiny_checkpoint"
+    published, imported = root / "published", root / "imported"
+    with FileLock(f"{root}.lock"):
+        if not imported.exists():  # an import appears whole or not at all
+            make_random_checkpoint(published, "tiny")
+            import_checkpoint(published, imported)
+    return published, imported
