@@ -91,7 +91,7 @@ def greedy_rows(subject) -> Iterator[Row]:
     if not subject.in_memory:
         return
     sampler = Sampler(
-        subject.weights.params, subject.config, subject.tokenizer, subject.processor, dtype=jnp.float32, chunk=128
+        subject.weights.params, subject.config, subject.tokenizer, subject.processor, dtype=jnp.float32, chunk=512
     )
     options = SamplingOptions(max_new_tokens=_NEW_TOKENS)
     answers = sampler.generate(list(subject.requests.values()), options)

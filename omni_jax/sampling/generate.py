@@ -1,7 +1,7 @@
 """Answers in text: media encoders, chunked prefill, and a decoding loop on the device that the host follows.
 
-    requests ─► pack into buckets ─► encode audio, vision ─► prefill chunk by chunk ─► decode, a block at a time
-                                                                                        └─► text, while it goes on
+requests ─► pack into buckets ─► encode audio, vision ─► prefill chunk by chunk ─► decode, a block at a time
+                                                                                    └─► text, while it goes on
 """
 
 import time
@@ -27,6 +27,7 @@ from omni_jax.sampling.options import SamplingOptions
 from omni_jax.sampling.warpers import WarperOptions
 
 _MAX_STOPS = 8  # stop ids a request may have; part of a program's shape
+_GREEDY = SamplingOptions()
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Sampler:
     def generate(
         self,
         requests: Sequence[Request],
-        options: SamplingOptions | Sequence[SamplingOptions] = SamplingOptions(),
+        options: SamplingOptions | Sequence[SamplingOptions] = _GREEDY,
         *,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> list[Generation]:
@@ -121,7 +122,7 @@ class Sampler:
     def stream(
         self,
         requests: Sequence[Request],
-        options: SamplingOptions | Sequence[SamplingOptions] = SamplingOptions(),
+        options: SamplingOptions | Sequence[SamplingOptions] = _GREEDY,
         *,
         progress: Callable[[str, int, int], None] | None = None,
         seconds: dict[str, float] | None = None,
@@ -243,8 +244,7 @@ class Sampler:
                 jnp.asarray(inputs.position_ids[:, :, here]),
                 jnp.full(batch, here.start, jnp.int32),
                 lengths,
-                # the first half of a long prompt does not look at the second half's empty slots
-                visible=length // 2 if here.stop <= length // 2 else length,
+                visible=_visible(here.stop, length),
                 **common,
             )
         jax.block_until_ready(state.last_hidden)
@@ -290,6 +290,14 @@ def cache_length(inputs: OmniInputs, max_new_tokens: Sequence[int]) -> int:
     wanted = max(int(n) + limit for n, limit in zip(inputs.lengths, max_new_tokens))
     # an answer that would outgrow the largest bucket ends there, with finish_reason "length"
     return bucket(max(inputs.token_ids.shape[1], min(wanted, largest)), BUCKETS.cache, "prompt and answer tokens")
+
+
+def _visible(stop: int, length: int) -> int:
+    """Cache slots that a prompt chunk ending at `stop` looks at: the first half of a long cache, or all of it.
+
+    Two programs a cache length, for long caches only: more would compile longer than they save.
+    """
+    return length // 2 if length >= 2048 and stop <= length // 2 else length
 
 
 def vision_layout(vision: Any) -> VisionLayout:

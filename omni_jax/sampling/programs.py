@@ -189,6 +189,11 @@ def decode(
 PROGRAMS = (encode_audio, encode_vision, embed, place, new_prefill, prefill, first_token, decode)
 
 
+def compiled_programs_by_name() -> dict[str, int]:
+    """How many variants of each program this process has compiled."""
+    return {program.__name__: program._cache_size() for program in PROGRAMS}
+
+
 def compiled_programs() -> int:
     """How many programs this process has compiled for text sampling."""
-    return sum(program._cache_size() for program in PROGRAMS)
+    return sum(compiled_programs_by_name().values())
