@@ -11,8 +11,6 @@ READY := $(VENV)/.ready
 # As many test processes as the machine has processors.
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-export JAX_PLATFORMS ?= cpu
-
 .PHONY: setup demo test lint clean
 
 setup: $(READY)
@@ -28,7 +26,7 @@ demo: $(READY)
 # Compiled programs are kept in .cache/xla, for all test processes and for the next run.
 # Each process computes with one thread, or they would fight for the processors.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
 
 lint: $(READY)
 	$(BIN)/ruff check .

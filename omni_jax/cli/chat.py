@@ -137,6 +137,7 @@ def _lines(terminal: bool) -> Iterator[str]:
         try:
             yield input("> ")
         except EOFError:
+            console.note("")  # the shell's prompt gets a line of its own
             return
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,27 +17,30 @@ from omni_jax.models.audio_encoder import AudioEncoder, AudioEncoderLayer
 from omni_jax.models.vision_encoder import VisionEncoder, VisionLayer
 from omni_jax.sampling.generate import vision_layout
 
+if TYPE_CHECKING:
+    from omni_jax.interop.parity import Subject
+
 TOLERANCE = 1e-4  # end to end
 TOLERANCE_ALONE = 2e-5  # one layer
 
 
-def audio_encoder_rows(subject) -> Iterator[Row]:
-    """Rows of the audio encoder of a `parity.Subject`, over all its recordings and sound tracks in one batch."""
+def audio_encoder_rows(subject: "Subject") -> Iterator[Row]:
+    """Rows of the audio encoder, over all its recordings and sound tracks in one batch."""
     if subject.inputs.audio is None:
         return
     config = subject.config.thinker_config.audio_config
-    yield from _rows(AudioRun(config, subject.inputs.audio, subject), subject)
+    yield from _rows(AudioRun(config, subject.inputs.audio), subject)
 
 
-def vision_encoder_rows(subject) -> Iterator[Row]:
-    """Rows of the vision encoder of a `parity.Subject`, over all its pictures and films in one batch."""
+def vision_encoder_rows(subject: "Subject") -> Iterator[Row]:
+    """Rows of the vision encoder, over all its pictures and films in one batch."""
     if subject.inputs.vision is None:
         return
     config = subject.config.thinker_config.vision_config
-    yield from _rows(VisionRun(config, subject.inputs.vision, subject), subject)
+    yield from _rows(VisionRun(config, subject.inputs.vision), subject)
 
 
-def _rows(run: "AudioRun | VisionRun", subject) -> Iterator[Row]:
+def _rows(run: "AudioRun | VisionRun", subject: "Subject") -> Iterator[Row]:
     params = subject.weights.tree(run.part)
     title = run.part.replace("_", " ")
     theirs = [subject.reference.joined(f"{run.part}.layers.{index}") for index in range(run.layers)]
@@ -95,7 +98,7 @@ class AudioRun:
 
     part = "audio_encoder"
 
-    def __init__(self, config: AudioEncoderConfig, batch: AudioBatch, subject):
+    def __init__(self, config: AudioEncoderConfig, batch: AudioBatch):
         self.config, self.layers = config, config.encoder_layers
         self._mel, self._frames = jnp.asarray(batch.mel), jnp.asarray(batch.frames)
         self._real = np.arange(config.n_window) < (batch.frames[:, None] + 1) // 2
@@ -140,7 +143,7 @@ class VisionRun:
 
     part = "vision_encoder"
 
-    def __init__(self, config: VisionEncoderConfig, batch: VisionBatch, subject):
+    def __init__(self, config: VisionEncoderConfig, batch: VisionBatch):
         self.config, self.layers = config, config.depth
         self._patches, self._layout = jnp.asarray(batch.patches), vision_layout(batch)
         self._count = int(batch.valid.sum())

@@ -2,24 +2,28 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from input_pipeline.media import load_audio, load_image, load_video
 from input_pipeline.mel import log_mel
-from input_pipeline.patches import image_patches, video_patches
+from input_pipeline.patches import Patches, image_patches, video_patches
 from omni_jax.config import ProcessorConfig
 from omni_jax.interop.parity_cases import MediaFiles
 from omni_jax.interop.parity_rows import Row, Step, compare, named_axes
 from omni_jax.interop.reference import pytorch, thinker_inputs
 from omni_jax.interop.reference_trace import position_ids
 
+if TYPE_CHECKING:
+    from omni_jax.interop.parity import Subject
+
 _MEL_TOLERANCE = 1e-4
 _PATCH_TOLERANCE = 1e-5
 
 
-def input_rows(subject) -> Iterator[Row]:
-    """Rows mel, image patches, video patches and position ids of a `parity.Subject`."""
+def input_rows(subject: "Subject") -> Iterator[Row]:
+    """Rows mel, image patches, video patches and position ids."""
     media, processor = subject.media, subject.processor
     yield compare("mel", _mel_steps(media, processor), tolerance=_MEL_TOLERANCE)
     yield compare("image patches", _image_steps(media, processor), tolerance=_PATCH_TOLERANCE)
@@ -81,7 +85,7 @@ def _video_steps(media: MediaFiles, processor: ProcessorConfig) -> Iterator[Step
     yield from _patch_steps(media.film, ours, pixels, (len(groups), *grid[1:]))
 
 
-def _patch_steps(file: Path, ours, pixels: np.ndarray, grid: tuple[int, ...]) -> Iterator[Step]:
+def _patch_steps(file: Path, ours: Patches, pixels: np.ndarray, grid: tuple[int, ...]) -> Iterator[Step]:
     yield Step(f"grid of {file.name}", np.array(ours.grid), np.array(grid), named_axes("axis"))
     yield Step(f"patches of {file.name}", ours.pixels, pixels, named_axes("patch", "value"))
 
@@ -103,7 +107,7 @@ def _reference_patches(
     return out["pixel_values"], tuple(int(n) for n in out["image_grid_thw"][0])
 
 
-def _position_steps(subject) -> Iterator[Step]:
+def _position_steps(subject: "Subject") -> Iterator[Step]:
     for name, request in subject.requests.items():
         inputs = thinker_inputs([request], subject.config, pad_id=0)
         theirs, following = position_ids(subject.reference.model, inputs)

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from omni_jax.interop.parity_rows import Row, Step, Where, compare, named_axes
 from omni_jax.models.thinker import Thinker, place_media
 from omni_jax.sampling.generate import Sampler
 from omni_jax.sampling.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from omni_jax.interop.parity import Subject
 
 TOLERANCE = 1e-4  # end to end
 TOLERANCE_ALONE = 2e-5  # one layer
@@ -38,8 +42,8 @@ def _logits(params, hidden_states, *, config: TextConfig):
     return Thinker(config).apply({"params": params}, hidden_states, method="logits")
 
 
-def thinker_rows(subject) -> Iterator[Row]:
-    """Rows of the Thinker of a `parity.Subject`.
+def thinker_rows(subject: "Subject") -> Iterator[Row]:
+    """Rows of the Thinker of `subject`.
 
     With all weights in memory the decoder runs as it is, over a padded batch of all prompts. Otherwise it runs layer
     by layer, the weights of one layer at a time. Either way each layer also runs alone on the reference's inputs.
@@ -75,15 +79,18 @@ def thinker_rows(subject) -> Iterator[Row]:
     logits, their_logits = run.logits(hidden), subject.reference.joined("logits")
     yield compare("logits", [Step("logits", logits, their_logits, run.where_logit)], tolerance=TOLERANCE)
     if not subject.in_memory:  # no generation layer by layer; its first step is known all the same
-        first = (
-            Step(f"first token of prompt '{name}'", logits[end].argmax(-1)[None], theirs, named_axes("token"))
-            for name, end in zip(subject.requests, run.ends)
-            for theirs in (their_logits[end].argmax(-1)[None],)
-        )
+        first = [
+            Step(f"first token of prompt '{name}'", ours, theirs, named_axes("token"))
+            for name, ours, theirs in zip(
+                subject.requests,
+                logits[run.ends].argmax(-1, keepdims=True),
+                their_logits[run.ends].argmax(-1, keepdims=True),
+            )
+        ]
         yield compare("greedy tokens: the first only", first, tolerance=0.0)
 
 
-def greedy_rows(subject) -> Iterator[Row]:
+def greedy_rows(subject: "Subject") -> Iterator[Row]:
     """A row for each prompt: the sampler's greedy answers to all in one batch, and the reference's to each alone.
 
     `max_abs` is the number of tokens that differ, `max_rel` their share.
@@ -92,7 +99,7 @@ def greedy_rows(subject) -> Iterator[Row]:
         return
     sampler = Sampler(
         subject.weights.params, subject.config, subject.tokenizer, subject.processor, dtype=jnp.float32, chunk=512
-    )
+    )  # the longest prompt takes two chunks
     options = SamplingOptions(max_new_tokens=_NEW_TOKENS)
     answers = sampler.generate(list(subject.requests.values()), options)
     for (name, request), answer in zip(subject.requests.items(), answers):
@@ -103,21 +110,19 @@ def greedy_rows(subject) -> Iterator[Row]:
 
 
 def _token_row(name: str, ours: list[int], theirs: list[int]) -> Row:
-    length = max(len(ours), len(theirs))
-    pairs = [(row[i] if i < len(row) else None) for i in range(length) for row in (ours, theirs)]
-    differ = [i for i in range(length) if pairs[2 * i] != pairs[2 * i + 1]]
-    place = None
+    pairs = list(zip_longest(ours, theirs, fillvalue="nothing"))
+    differ = [place for place, (our, their) in enumerate(pairs) if our != their]
+    diverges_at = None
     if differ:
-        first = differ[0]
-        values = ("nothing" if token is None else token for token in pairs[2 * first : 2 * first + 2])
-        place = "{}, token {}: ours {}, PyTorch {}".format(name, first, *values)
-    return Row(name, float(len(differ)), len(differ) / max(1, len(theirs)), 0.0, not differ, place)
+        our, their = pairs[differ[0]]
+        diverges_at = f"token {differ[0]} of the answer: ours {our}, PyTorch {their}"
+    return Row(name, float(len(differ)), len(differ) / max(1, len(theirs)), 0.0, not differ, diverges_at)
 
 
 class _Run:
     """Our Thinker over a padded batch [B, T]; rows are the real tokens, prompt after prompt."""
 
-    def __init__(self, subject):
+    def __init__(self, subject: "Subject"):
         self.subject, self.inputs = subject, subject.inputs
         self.config: TextConfig = subject.config.thinker_config.text_config
         self._real = np.arange(self.inputs.token_ids.shape[1]) < self.inputs.lengths[:, None]

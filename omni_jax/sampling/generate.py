@@ -225,7 +225,8 @@ class Sampler:
         sources = {"audio": inputs.audio_source, "vision": inputs.vision_source}
         started = time.perf_counter()
         common = dict(config=config, dtype=self.dtype, unrolled=self.unrolled)
-        state = programs.new_prefill(batch=batch, length=length, **common)
+        # committed to its device like the parameters: otherwise the first chunk would compile a program of its own
+        state = jax.device_put(programs.new_prefill(batch=batch, length=length, **common), jax.devices()[0])
         lengths = jnp.asarray(inputs.lengths)
         total = inputs.token_ids.shape[1] // self.chunk
         for index in range(total):

@@ -121,5 +121,5 @@ def test_fifty_unlike_requests_compile_a_bounded_number_of_programs(sampler):
         sampler.generate([request], SamplingOptions(max_new_tokens=int(rng.integers(1, 20))))
     compiled = programs.compiled_programs_by_name()
     bound = dict(encode_audio=4, encode_vision=10, embed=1, place=14, new_prefill=3, prefill=3, first_token=1, decode=3)
-    assert all(compiled[name] <= bound[name] for name in bound), compiled
-    assert programs.compiled_programs() <= sum(bound.values()) == 39
+    beyond = {name: count for name, count in compiled.items() if count > bound[name]}
+    assert not beyond, compiled
