@@ -148,7 +148,7 @@ class Sampler:
         inputs = pack_batch(requests, self.config, chunk=self.chunk)
         length = cache_length(inputs, [option.max_new_tokens for option in each])
 
-        prefilled = self._prefill(inputs, length, report, seconds)
+        prefilled = self.prefill(inputs, length, report=report, seconds=seconds)
         batch = inputs.token_ids.shape[0]
         limit = np.zeros(batch, np.int32)
         limit[: len(each)] = [option.max_new_tokens for option in each]
@@ -219,7 +219,16 @@ class Sampler:
             seconds["encode_vision"] = time.perf_counter() - started
         return out
 
-    def _prefill(self, inputs, length, report, seconds) -> programs.PrefillState:
+    def prefill(
+        self,
+        inputs: OmniInputs,
+        length: int,
+        *,
+        report: Callable[[str, int, int], None] = lambda stage, done, total: None,
+        seconds: dict[str, float] | None = None,
+    ) -> programs.PrefillState:
+        """Encodes the media of a batch and runs its prompts, chunk by chunk, into a new cache of `length` slots."""
+        seconds = {} if seconds is None else seconds
         config, batch = self.config.thinker_config.text_config, inputs.token_ids.shape[0]
         media = self.encode(inputs, seconds)
         sources = {"audio": inputs.audio_source, "vision": inputs.vision_source}
