@@ -132,20 +132,28 @@ def write_processor_config(config: C.ProcessorConfig, folder: str | Path) -> Non
     target.write_text(json.dumps(_render(config), indent=2) + "\n", encoding="utf-8")
 
 
-def _read_json(path: str | Path, name: str) -> dict[str, Any]:
-    file = Path(path)
-    file = file / name if file.is_dir() else file
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint.
+
+    Raises:
+        ConfigError: the file is missing, cannot be read, or holds anything else.
+    """
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{file} does not exist. Give a checkpoint folder that holds {name}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} does not exist. Give a checkpoint folder that holds {file.name}.") from None
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not JSON ({error}). Fetch the file again.") from None
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{file} holds {type(data).__name__}, not an object. Fetch the file again.")
     return data
+
+
+def _read_json(path: str | Path, name: str) -> dict[str, Any]:
+    file = Path(path)
+    return read_json_object(file / name if file.is_dir() else file)
 
 
 def _fields(cls: type) -> list[dataclasses.Field]:
@@ -177,8 +185,8 @@ def _parse(cls: type, data: Mapping[str, Any], where: str):
                 f"Supported: {', '.join(repr(v) for v in allowed)}."
             )
     layer_types = data.get("layer_types") or []
-    if any(kind != "full_attention" for kind in layer_types):
-        raise ConfigError(f"{where}: layer_types holds {sorted(set(layer_types))}; only 'full_attention' is supported.")
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+        raise ConfigError(f"{where}: layer_types = {layer_types!r:.80}; only 'full_attention' is supported.")
 
     values, missing = {}, []
     for field in _fields(cls):

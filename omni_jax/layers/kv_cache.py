@@ -37,14 +37,11 @@ class KVCache:
             return KVCache(tuple(keys), tuple(values))
         return KVCache(_write_rows(self.key, key, start, layer), _write_rows(self.value, value, start, layer))
 
-    def read(self, layer: int | Array, visible: int | None = None) -> tuple[Array, Array]:
-        """Keys and values [B, K, visible, H] of one layer: the first `visible` slots (all by default)."""
+    def read(self, layer: int | Array) -> tuple[Array, Array]:
+        """Keys and values [B, K, S, H] of one layer."""
         if isinstance(self.key, tuple):
-            key, value = self.key[layer], self.value[layer]
-        else:
-            key, value = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (self.key, self.value))
-        visible = visible or key.shape[2]
-        return key[:, :, :visible], value[:, :, :visible]
+            return self.key[layer], self.value[layer]
+        return tuple(jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (self.key, self.value))
 
 
 def empty_cache(

@@ -40,7 +40,12 @@ class Thinker(nn.Module):
         self.decoder = Decoder(config, unrolled=self.unrolled, remat=self.remat, trace=self.trace, **kinds)
         nn.share_scope(self, self.decoder)  # thinker/layers, not thinker/decoder/layers
         self.lm_head = Linear(
-            (config.hidden_size,), (config.vocab_size,), ("embed", "vocab"), stddev=config.initializer_range, **kinds
+            (config.hidden_size,),
+            (config.vocab_size,),
+            ("embed", "vocab"),
+            stddev=config.initializer_range,
+            transposed=self.unrolled,
+            **kinds,
         )
 
     def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -57,10 +62,9 @@ class Thinker(nn.Module):
         cache: KVCache | None = None,
         start: Int[Array, "B"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-        visible: int | None = None,
     ) -> ThinkerOutput:
         """Hidden states of new positions; see `Decoder` for the arguments."""
-        return ThinkerOutput(*self.decoder(embeddings, position_ids, cache, start, segment_ids, visible))
+        return ThinkerOutput(*self.decoder(embeddings, position_ids, cache, start, segment_ids))
 
     def __call__(
         self,

@@ -20,7 +20,7 @@ from input_pipeline.request import Request, prepare
 from input_pipeline.tokenizer import StreamDecoder, Tokenizer
 from omni_jax.config import OmniConfig, ProcessorConfig
 from omni_jax.errors import CapacityError, PromptError
-from omni_jax.layers.decoder import unstack_layers
+from omni_jax.layers.decoder import unroll_params
 from omni_jax.models.vision_encoder import VisionLayout
 from omni_jax.sampling import programs
 from omni_jax.sampling.options import SamplingOptions
@@ -84,7 +84,7 @@ class Sampler:
         self.unrolled = on_cpu if unrolled is None else unrolled
         self.params = dict(params)
         if self.unrolled:
-            self.params["thinker"] = unstack_layers(self.params["thinker"])
+            self.params["thinker"] = unroll_params(self.params["thinker"])
         if stop_ids is None:
             stop_ids = [tokenizer.token_id("<|im_end|>"), tokenizer.token_id("<|endoftext|>")]
         if len(stop_ids) > _MAX_STOPS:
@@ -157,7 +157,7 @@ class Sampler:
         stops[:, : len(self.stop_ids)] = self.stop_ids
 
         started = time.perf_counter()
-        thinker = dict(config=self.config.thinker_config.text_config, dtype=self.dtype)
+        thinker = dict(config=self.config.thinker_config.text_config, dtype=self.dtype, unrolled=self.unrolled)
         state, first, done = programs.first_token(
             self.params["thinker"],
             prefilled.last_hidden,
@@ -180,7 +180,6 @@ class Sampler:
                     self.params["thinker"],
                     state,
                     jnp.int32(min(steps, self.block)),
-                    unrolled=self.unrolled,
                     block=self.block,
                     **thinker,
                 )
@@ -254,7 +253,6 @@ class Sampler:
                 jnp.asarray(inputs.position_ids[:, :, here]),
                 jnp.full(batch, here.start, jnp.int32),
                 lengths,
-                visible=_visible(here.stop, length),
                 **common,
             )
         jax.block_until_ready(state.last_hidden)
@@ -300,14 +298,6 @@ def cache_length(inputs: OmniInputs, max_new_tokens: Sequence[int]) -> int:
     wanted = max(int(n) + limit for n, limit in zip(inputs.lengths, max_new_tokens))
     # an answer that would outgrow the largest bucket ends there, with finish_reason "length"
     return bucket(max(inputs.token_ids.shape[1], min(wanted, largest)), BUCKETS.cache, "prompt and answer tokens")
-
-
-def _visible(stop: int, length: int) -> int:
-    """Cache slots that a prompt chunk ending at `stop` looks at: the first half of a long cache, or all of it.
-
-    Two programs a cache length, for long caches only: more would compile longer than they save.
-    """
-    return length // 2 if length >= 2048 and stop <= length // 2 else length
 
 
 def vision_layout(vision: Any) -> VisionLayout:

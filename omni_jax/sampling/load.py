@@ -1,6 +1,5 @@
 """From an imported checkpoint folder to a `Sampler`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import jax.numpy as jnp
 
 from input_pipeline.tokenizer import Tokenizer
 from omni_jax.config import ProcessorConfig
-from omni_jax.config_json import read_config, read_processor_config
+from omni_jax.config_json import read_config, read_json_object, read_processor_config
+from omni_jax.errors import ConfigError
 from omni_jax.interop.restore import restore_params
 from omni_jax.sampling.generate import Sampler
 
@@ -40,9 +40,18 @@ def load_sampler(folder: str | Path, *, dtype: Any = None, **options: Any) -> Sa
 
 
 def _stop_ids(folder: Path) -> list[int] | None:
-    """`eos_token_id` of the checkpoint's generation settings, where it has any."""
+    """`eos_token_id` of the checkpoint's generation settings, where it has any.
+
+    Raises:
+        ConfigError: the file is not a JSON object, or the value is not one token id or a list of them.
+    """
     file = folder / "generation_config.json"
     if not file.is_file():
         return None
-    ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    return [ids] if isinstance(ids, int) else ids
+    ids = read_json_object(file).get("eos_token_id")
+    if ids is None:
+        return None
+    ids = ids if isinstance(ids, list) else [ids]
+    if not all(type(each) is int and 0 <= each < 2**31 for each in ids):
+        raise ConfigError(f"{file}: eos_token_id = {ids!r} is not a token id or a list of them. Correct the value.")
+    return ids

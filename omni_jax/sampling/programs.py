@@ -83,7 +83,7 @@ def new_prefill(*, config: TextConfig, batch: int, length: int, dtype, unrolled:
     return PrefillState(cache, hidden, jnp.zeros((batch, config.vocab_size), bool))
 
 
-@partial(jax.jit, static_argnames=("config", "dtype", "unrolled", "visible"), donate_argnums=1)
+@partial(jax.jit, static_argnames=("config", "dtype", "unrolled"), donate_argnums=1)
 def prefill(
     params: Params,
     state: PrefillState,
@@ -96,13 +96,10 @@ def prefill(
     config: TextConfig,
     dtype,
     unrolled: bool,
-    visible: int,
 ) -> PrefillState:
     """One chunk of the prompt: positions start…start+C of each row, of which those below `lengths` are real."""
     thinker = Thinker(config, dtype=dtype, unrolled=unrolled)
-    out = thinker.apply(
-        {"params": params}, embeddings, position_ids, state.cache, start, visible=visible, method="decode"
-    )
+    out = thinker.apply({"params": params}, embeddings, position_ids, state.cache, start, method="decode")
     rows, chunk = jnp.arange(token_ids.shape[0]), token_ids.shape[1]
     index = lengths - 1 - start  # of the row's last token within this chunk
     here = (index >= 0) & (index < chunk)
@@ -113,7 +110,7 @@ def prefill(
     return PrefillState(out.cache, last, seen)
 
 
-@partial(jax.jit, static_argnames=("config", "dtype"), donate_argnames="seen")
+@partial(jax.jit, static_argnames=("config", "dtype", "unrolled"), donate_argnames="seen")
 def first_token(
     params: Params,
     hidden: Float[Array, "B D"],
@@ -126,6 +123,7 @@ def first_token(
     *,
     config: TextConfig,
     dtype,
+    unrolled: bool,
 ) -> tuple[DecodeState, Int[Array, "B"], Bool[Array, "B"]]:
     """Samples each row's first token from its last prompt position. Padding rows (length 0) start out done.
 
@@ -134,7 +132,7 @@ def first_token(
         and the token and done once more, which outlive the donation of the state.
     """
     zeros = jnp.zeros_like(lengths)
-    logits = Thinker(config, dtype=dtype).apply({"params": params}, hidden, method="logits")
+    logits = Thinker(config, dtype=dtype, unrolled=unrolled).apply({"params": params}, hidden, method="logits")
     token = draw(warp(logits, seen, options), options, zeros)
     seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
     done = (lengths == 0) | (limit <= 1) | jnp.any(token[:, None] == stops, axis=1)

@@ -1,0 +1,138 @@
+"""Speech codes to sound: the DiT makes a mel spectrogram, BigVGAN a waveform.
+
+codes 50 Hz ─► mel 100 Hz ─► waveform 24 kHz          one code is 480 samples
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from input_pipeline.packing import bucket
+from omni_jax.config import BigVGANConfig, DiTConfig, Token2WavConfig
+from omni_jax.errors import CapacityError
+from omni_jax.models import dit
+from omni_jax.models.bigvgan import BigVGAN, samples_per_frame
+from omni_jax.models.flow import FlowOptions
+from omni_jax.sampling.voices import Speaker
+
+Params = Any
+
+# Code counts that the programs are compiled for: 2, 3, 4, 6, 8, 12 … blocks of 12 codes.
+_CODE_BUCKETS = tuple(sorted(12 * m << k for m in (2, 3) for k in range(11)))
+
+
+class Token2Wav:
+    """The parameters of the speaker encoder, the DiT and BigVGAN, in float32, and the programs that run them."""
+
+    def __init__(self, params: Mapping[str, Any], config: Token2WavConfig):
+        """`params` holds speaker_encoder, dit and bigvgan; others are left alone."""
+        self.config = config
+        self.dit = {name: params[name] for name in ("speaker_encoder", "dit")}
+        self.bigvgan = params["bigvgan"]
+
+    def full(
+        self,
+        codes: Sequence[int] | np.ndarray,
+        speaker: Speaker,
+        *,
+        seed: int = 0,
+        options: FlowOptions = dit.DEFAULT_OPTIONS,
+        noise: np.ndarray | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> np.ndarray:
+        """Waveform of a whole utterance, solved in one flow, as the published model does.
+
+        Args:
+            codes: C of them; none gives an empty waveform.
+            noise: float32 [2 · C, mel bins], where the flow starts; drawn from `seed` if not given.
+            seconds: the time of both stages is added to it.
+
+        Returns:
+            float32 [480 · C] in [-1, 1], 24 kHz.
+
+        Raises:
+            OmniError: a code that the DiT has no row for.
+            CapacityError: more codes than the DiT has positions for.
+        """
+        c, seconds = self.config.dit_config, {} if seconds is None else seconds
+        codes = np.asarray(codes)
+        if not codes.size:
+            return np.zeros(0, np.float32)
+        dit.check_codes(codes, c)
+        most = c.max_position_embeddings // c.repeats
+        if len(codes) > most:
+            raise CapacityError(
+                f"{len(codes)} speech codes are more than the {most} that the model's DiT has positions for "
+                f"({most / 50:.0f} s). Lower the limit on codes, or split the answer."
+            )
+        frames, padded = len(codes) * c.repeats, min(bucket(len(codes), _CODE_BUCKETS, "speech codes"), most)
+        lengths = jnp.asarray([frames], jnp.int32)
+
+        started = time.perf_counter()
+        mel = mel_full(
+            self.dit,
+            jnp.asarray(np.pad(codes, (0, padded - len(codes))), jnp.int32)[None],
+            jnp.asarray(speaker.vector)[None],
+            jnp.asarray(speaker.ref_mel)[None],
+            self._noise(noise, seed, frames, padded * c.repeats)[None],
+            lengths,
+            config=c,
+            options=options,
+        ).block_until_ready()
+        seconds["dit"] = seconds.get("dit", 0.0) + time.perf_counter() - started
+        started = time.perf_counter()
+        waveform = np.asarray(vocode(self.bigvgan, mel, lengths, config=self.config.bigvgan_config)[0])
+        seconds["bigvgan"] = seconds.get("bigvgan", 0.0) + time.perf_counter() - started
+        return waveform[: frames * samples_per_frame(self.config.bigvgan_config)]
+
+    def _noise(self, given: np.ndarray | None, seed: int, frames: int, padded: int) -> jax.Array:
+        c = self.config.dit_config
+        if given is None:
+            return flow_noise(jnp.int32(seed), config=c, blocks=-(-padded // c.block_size))[:padded]
+        if given.shape != (frames, c.mel_dim):
+            raise ValueError(f"noise must be {[frames, c.mel_dim]} for these codes, not {list(given.shape)}")
+        return jnp.asarray(np.pad(given, ((0, padded - frames), (0, 0))), jnp.float32)
+
+
+@partial(jax.jit, static_argnames=("config", "blocks"))
+def flow_noise(seed: Int[Array, ""], *, config: DiTConfig, blocks: int) -> Float[Array, "T M"]:
+    """Noise of the first `blocks` blocks of an utterance: that of block j depends on the seed and j alone."""
+
+    def one(index):
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        return jax.random.normal(key, (config.block_size, config.mel_dim))
+
+    return jax.vmap(one)(jnp.arange(blocks)).reshape(-1, config.mel_dim)
+
+
+@partial(jax.jit, static_argnames=("config", "options"))
+def mel_full(
+    params: Params,
+    codes: Int[Array, "B C"],
+    speaker: Float[Array, "B S"],
+    ref_mel: Float[Array, "B R M"],
+    noise: Float[Array, "B T M"],
+    lengths: Int[Array, "B"],
+    *,
+    config: DiTConfig,
+    options: FlowOptions,
+) -> Float[Array, "B T M"]:
+    """Log mel of whole utterances in one flow; `lengths` in frames. `params` holds speaker_encoder and dit."""
+    return dit.sample_full(params, config, codes, speaker, ref_mel, noise=noise, lengths=lengths, options=options)
+
+
+@partial(jax.jit, static_argnames="config")
+def vocode(
+    params: Params, mel: Float[Array, "B T M"], lengths: Int[Array, "B"], *, config: BigVGANConfig
+) -> Float[Array, "B W"]:
+    """Log mel to waveform; `lengths` in frames, silence after them."""
+    return BigVGAN(config).apply({"params": params}, mel, lengths)
+
+
+PROGRAMS = (flow_noise, mel_full, vocode)
