@@ -171,7 +171,7 @@ def _piece_bytes(piece: str) -> bytes:
 
 def _from_tokenizer_json(file: Path) -> tuple[_Backend, list[AddedToken]]:
     content = _read_json(file)
-    kind, decoder = content.get("model", {}).get("type"), (content.get("decoder") or {}).get("type")
+    kind, decoder = (content.get("model") or {}).get("type"), (content.get("decoder") or {}).get("type")
     if kind != "BPE" or decoder != "ByteLevel":
         raise CheckpointError(
             f"{file}: expected a byte-level BPE, found model {kind!r} with decoder {decoder!r}.\n"
@@ -230,6 +230,9 @@ def _checked(file: Path, backend: _Backend) -> _Backend:
 
 def _read_json(file: Path) -> dict:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read as JSON: {error}.\nFetch the file again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: holds {type(content).__name__}, not an object.\nFetch the file again.")
+    return content

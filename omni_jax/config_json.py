@@ -10,9 +10,10 @@ the mathematics must hold the one value that is implemented; anything else is a 
 import copy
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from omni_jax import config as C
 from omni_jax.errors import ConfigError
@@ -186,7 +187,7 @@ def _parse(cls: type, data: Mapping[str, Any], where: str):
             )
     layer_types = data.get("layer_types") or []
     if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
-        raise ConfigError(f"{where}: layer_types = {layer_types!r:.80}; only 'full_attention' is supported.")
+        raise ConfigError(f"{where}: layer_types = {str(layer_types)[:80]}; only 'full_attention' is supported.")
 
     values, missing = {}, []
     for field in _fields(cls):
@@ -206,17 +207,40 @@ def _parse(cls: type, data: Mapping[str, Any], where: str):
 
 
 def _typed(field: dataclasses.Field, value: Any, where: str) -> Any:
-    """`value` in the field's type; lists become tuples, since configurations are hashable."""
-    kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
-    if kind == "int" and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind == "int" and isinstance(value, list) and len(set(value)) == 1:  # patch sizes may be written per axis
-        return value[0]
-    if kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if kind.startswith("tuple") and isinstance(value, (list, tuple)):
+    """`value` in the field's type; lists become tuples, since configurations are hashable.
+
+    Sizes are at least 1, token ids at least 0, numbers finite and not negative.
+    """
+    kind = field.type
+    if kind is int and isinstance(value, list) and value and value.count(value[0]) == len(value):
+        value = value[0]  # patch sizes may be written per axis
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if kind is int and isinstance(value, int):
+            lowest = 0 if field.name.endswith("token_id") else 1
+            if not lowest <= value < 2**31:
+                raise ConfigError(f"{where} = {value} is out of range. Give at least {lowest}.")
+            return value
+        if kind is float:
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"{where} = {value} is out of range. Give a finite number, at least 0.")
+            return float(value)
+    if get_origin(kind) is tuple and _holds(value, kind):
         return tuple(tuple(item) if isinstance(item, (list, tuple)) else item for item in value)
-    raise ConfigError(f"{where} = {value!r} is not of type {kind}. Correct the value.")
+    name = kind if get_origin(kind) else kind.__name__
+    raise ConfigError(f"{where} = {repr(value)[:80]} is not of type {name}. Correct the value.")
+
+
+def _holds(value: Any, kind: Any) -> bool:
+    """Whether a JSON value has the type `kind`: a number, or a tuple type such as tuple[int, ...]."""
+    if get_origin(kind) is not tuple:
+        numbers = (int, float) if kind is float else (kind,)
+        return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) < math.inf
+    if not isinstance(value, (list, tuple)):
+        return False
+    items = get_args(kind)
+    if items[-1] is Ellipsis:
+        return all(_holds(item, items[0]) for item in value)
+    return len(items) == len(value) and all(_holds(item, each) for item, each in zip(value, items))
 
 
 def _check(config: Any, where: str) -> None:
@@ -231,6 +255,8 @@ def _check(config: Any, where: str) -> None:
         need(config.n_window % 2 == 0, "n_window must be even, so that pooled pairs do not cross blocks.")
         need(config.n_window <= config.max_source_positions, "n_window must not exceed max_source_positions.")
     if isinstance(config, C.VisionEncoderConfig):
+        need(config.hidden_size % config.num_heads == 0, "hidden_size must divide by num_heads.")
+        need(config.window_cells >= 1, "window_size must be at least patch_size * spatial_merge_size.")
         need(config.head_dim % 4 == 0, "hidden_size / num_heads must divide by 4 for the two-axis rotary embedding.")
         need(
             all(0 <= index < config.depth for index in config.fullatt_block_indexes),

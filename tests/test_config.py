@@ -153,3 +153,38 @@ def test_processor_settings_survive_the_file(tmp_path):
     config = dataclasses.replace(ProcessorConfig(), image_max_pixels=784 * 100, video_fps=1.0)
     write_processor_config(config, tmp_path)
     assert read_processor_config(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("text_config", "num_attention_heads"), 0),
+        (("text_config", "num_hidden_layers"), -1),
+        (("text_config", "vocab_size"), 2**31),
+        (("text_config", "rope_theta"), float("nan")),
+        (("text_config", "rms_norm_eps"), -1e-6),
+        (("text_config", "rope_scaling", "mrope_section"), ["a", "b", "c"]),
+        (("text_config", "rope_scaling", "mrope_section"), [2, 6]),
+        (("text_config", "layer_types"), 5),
+        (("vision_config", "num_heads"), 0),
+        (("vision_config", "window_size"), 14),
+        (("vision_config", "fullatt_block_indexes"), [1.5]),
+        (("vision_config", "fullatt_block_indexes"), 3),
+        (("audio_config", "n_window"), 0),
+        (("audio_token_index",), -1),
+    ],
+)
+def test_a_value_that_no_model_can_have_is_named(published, path, value):
+    place = published["thinker_config"]
+    for parent in path[:-1]:
+        place = place[parent]
+    place[path[-1]] = value
+    with pytest.raises(ConfigError, match=path[-1].removesuffix("_index")):
+        config_from_dict(published)
+
+
+@pytest.mark.parametrize(("name", "value"), [("hop_length", 0), ("image_mean", ["a", 0, 0]), ("image_std", 0.5)])
+def test_processor_settings_that_cannot_be_are_named(tmp_path, name, value):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({name: value}))
+    with pytest.raises(ConfigError, match=name):
+        read_processor_config(tmp_path)

@@ -1,5 +1,6 @@
 """`omni-jax chat`: one question, or a conversation in the terminal."""
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -108,7 +109,7 @@ def _converse(args: ChatArgs, answerer: Answerer) -> int:
             elif command[1:] in KINDS and command.startswith("/"):
                 if not rest.strip():
                     raise PromptError(f"{command} needs the path of a file, for example: {command} PATH")
-                attached.append(item(command[1:], rest.strip(), args.fps))
+                attached.append(item(command[1:], _path(rest), args.fps))
             elif command.startswith("/"):
                 raise PromptError(f"There is no command {command}. /help lists them.")
             elif line.strip() or attached:
@@ -127,8 +128,18 @@ def _converse(args: ChatArgs, answerer: Answerer) -> int:
     return console.OK
 
 
+def _path(typed: str) -> str:
+    """A path as people type or drop it: with a leading ~, or in quotes."""
+    typed = typed.strip()
+    if len(typed) > 2 and typed[0] == typed[-1] and typed[0] in "'\"":
+        typed = typed[1:-1]
+    return os.path.expanduser(typed)
+
+
 def _lines(terminal: bool) -> Iterator[str]:
     if not terminal:
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="replace")  # bytes that are no text shall not end the conversation
         yield from sys.stdin
         return
     import readline  # noqa: F401  gives `input` line editing
@@ -139,6 +150,8 @@ def _lines(terminal: bool) -> Iterator[str]:
         except EOFError:
             console.note("")  # the shell's prompt gets a line of its own
             return
+        except KeyboardInterrupt:  # gives up the line, not the conversation
+            console.note("\n/quit or Ctrl-D leaves.")
 
 
 def _opening(args: ChatArgs) -> list[dict[str, Any]]:

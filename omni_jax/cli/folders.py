@@ -38,7 +38,12 @@ def published_checkpoint(folder: Path) -> Path:
 
 
 def _existing(folder: Path) -> None:
-    if not folder.exists():
+    try:
+        exists = folder.exists()
+    except OSError as error:  # a name that is too long, or a folder above it that may not be entered
+        name = str(folder)[:200]
+        raise CheckpointError(f"{name} cannot be used as a folder: {error.strerror}. Check the path.") from error
+    if not exists:
         raise CheckpointError(f"{folder} does not exist. Check the path of the checkpoint folder.")
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file. Give the folder of the checkpoint.")

@@ -49,6 +49,9 @@ exit status:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `omni-jax argv...` and returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that has no 你 shall still show the rest
     debug = os.environ.get(console.DEBUG_VARIABLE, "0") not in ("", "0")
     if "--debug" in argv:
         debug = True

@@ -87,7 +87,7 @@ def export_checkpoint(
                 progress(done, total)
 
     needs = total + sum(path.stat().st_size for path in carried)
-    with write_aside(destination, needs_bytes=needs, overwrite=overwrite) as folder:
+    with write_aside(destination, needs_bytes=needs, overwrite=overwrite, keep=source) as folder:
         st.write_folder(folder, st.plan_shards(planned, shard_bytes), converted())
         for path in carried:
             shutil.copyfile(path, folder / path.name)

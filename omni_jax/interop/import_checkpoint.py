@@ -172,7 +172,7 @@ def import_checkpoint(
 
     carried = sorted({path for pattern in CARRIED for path in source.glob(pattern) if path.is_file()})
     needs = total + sum(path.stat().st_size for path in carried)
-    with write_aside(destination, needs_bytes=needs, overwrite=overwrite) as folder:
+    with write_aside(destination, needs_bytes=needs, overwrite=overwrite, keep=source) as folder:
         write_params(folder / PARAMS, leaves, on_bytes)
         _write_record(folder, plan)
         for path in carried:

@@ -67,6 +67,8 @@ def load_checkpoint_info(folder: str | Path) -> CheckpointInfo:
             tree = checkpointer.metadata(params.resolve()).item_metadata.tree
         shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flatten(tree)}
         record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
+        if not isinstance(record, dict):
+            raise ValueError(f"{RECORD} holds {type(record).__name__}, not an object")
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
         raise CheckpointError(f"{params} is damaged ({_first_line(error)}). Import the checkpoint again.") from error
     return CheckpointInfo(folder, params, shapes, record.get("source_dtypes", {}), record.get("prefixed", True))

@@ -11,17 +11,27 @@ from omni_jax.errors import CheckpointError
 
 
 @contextmanager
-def write_aside(destination: Path, *, needs_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
+def write_aside(
+    destination: Path, *, needs_bytes: int = 0, overwrite: bool = False, keep: Path | None = None
+) -> Iterator[Path]:
     """Yields `<destination>.partial-<pid>`; renames it to `destination` on success, removes it on any failure.
 
+    `keep`: a folder that overwriting must not remove, because it is what is being read.
+
     Raises:
-        CheckpointError: `destination` is a file, or a non-empty folder and `overwrite` is false; its parent cannot be
-            written; the disk has less than `needs_bytes` free or runs full while writing.
+        CheckpointError: `destination` is a file, or a non-empty folder and `overwrite` is false or it holds `keep`;
+            its parent cannot be written; the disk has less than `needs_bytes` free or runs full while writing.
     """
-    if destination.exists() and not destination.is_dir():
-        raise CheckpointError(f"{destination} is a file. Give the name of a new folder.")
-    if destination.is_dir() and any(destination.iterdir()) and not overwrite:
+    try:
+        if destination.exists() and not destination.is_dir():
+            raise CheckpointError(f"{destination} is a file. Give the name of a new folder.")
+        used = destination.is_dir() and any(destination.iterdir())
+    except OSError as error:
+        raise _unwritable(destination, error) from error
+    if used and not overwrite:
         raise CheckpointError(f"{destination} exists and is not empty. Choose another folder, or ask to overwrite it.")
+    if used and keep is not None and _inside(keep, destination):
+        raise CheckpointError(f"{destination} holds {keep}, which is being read. Choose another folder to write to.")
 
     partial = destination.with_name(f"{destination.name}.partial-{os.getpid()}")
     replaced = destination.with_name(f"{destination.name}.replaced-{os.getpid()}")
@@ -30,9 +40,7 @@ def write_aside(destination: Path, *, needs_bytes: int = 0, overwrite: bool = Fa
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
     except OSError as error:
-        raise CheckpointError(
-            f"{destination} cannot be written: {error.strerror or error}. Choose a folder that you may write to."
-        ) from error
+        raise _unwritable(destination, error) from error
     try:
         free = shutil.disk_usage(partial).free
         if free < needs_bytes:
@@ -57,6 +65,17 @@ def write_aside(destination: Path, *, needs_bytes: int = 0, overwrite: bool = Fa
         if replaced.exists() and not destination.exists():
             replaced.rename(destination)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _unwritable(destination: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{str(destination)[:200]} cannot be written: {error.strerror or error}. Choose a folder that you may write to."
+    )
+
+
+def _inside(folder: Path, outer: Path) -> bool:
+    """Whether `folder` is `outer` or lies below it."""
+    return folder.resolve().is_relative_to(outer.resolve())
 
 
 def _storage_failure(error: BaseException) -> str | None:

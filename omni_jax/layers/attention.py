@@ -33,11 +33,13 @@ def attend(
         used: keys of a cache that are in use, where the mask is false beyond them: on a CPU the others are not read.
             Not differentiable with it.
     """
+    query, key, value = (jnp.asarray(x) for x in (query, key, value))
     batch, length, heads, width = query.shape
     kv_heads, keys = key.shape[1:3]
     grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
     if mask is None:
         mask = jnp.ones((batch, 1, keys), bool)
+    mask = jnp.asarray(mask)
     tile = min(keys & -keys, _TILE_KEYS)
     worth = used is not None or length * keys * heads // kv_heads >= _WORTH_TILING
     if worth and tile >= 64:
@@ -136,7 +138,7 @@ def _attend_in_tiles(query, key, value, mask, used, tile: int):
         index, rows = item
         row, head = index // kv_heads, index % kv_heads
         own = mask[row]
-        tiles = key.shape[2] // tile if used is None else (used[row] + tile - 1) // tile
+        tiles = key.shape[2] // tile if used is None else (jnp.asarray(used)[row] + tile - 1) // tile
 
         def one_tile(item):
             place, q = item

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -34,7 +35,7 @@ def layer_norm(
 
 class RMSNorm(nn.Module):
     epsilon: float = 1e-6
-    param_dtype: jnp.dtype = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -46,7 +47,7 @@ class RMSNorm(nn.Module):
 
 class LayerNorm(nn.Module):
     epsilon: float = 1e-5
-    param_dtype: jnp.dtype = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-Tables = tuple[Float[Array, "B T H"], Float[Array, "B T H"]]
+Tables = tuple[Float[Array, "... H"], Float[Array, "... H"]]  # [B, T, H], or packed [P, H]
 
 
 def tmrope_tables(position_ids: Int[Array, "3 B T"], *, head_dim: int, sections: Sequence[int], theta: float) -> Tables:
@@ -39,7 +40,7 @@ def axial_tables(coordinates: Int[Array, "P 2"], *, head_dim: int, theta: float)
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: Float[Array, "... N H"], tables: Tables, *, dtype: jnp.dtype | None = None) -> Float[Array, "... N H"]:
+def rotate(x: Float[Array, "... N H"], tables: Tables, *, dtype: DTypeLike | None = None) -> Float[Array, "... N H"]:
     """Turns each head of `x` by its position's angles; tables are broadcast over heads.
 
     The rotation runs in `dtype` (default: that of `x`) and the result has the dtype of `x`.

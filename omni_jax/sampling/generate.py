@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from input_pipeline.packing import BUCKETS, OmniInputs, bucket, pack_batch
 from input_pipeline.request import Request, prepare
@@ -66,6 +67,7 @@ class Sampler:
         block: int = 32,
         stop_ids: Sequence[int] | None = None,
         unrolled: bool | None = None,
+        mesh: Mesh | None = None,
     ):
         """Prepares parameters for sampling.
 
@@ -75,13 +77,15 @@ class Sampler:
             chunk: prompt tokens a prefill call takes.
             block: most tokens that the device generates before the host looks.
             stop_ids: tokens that end an answer; default `<|im_end|>` and `<|endoftext|>` of the tokenizer.
-            unrolled: run decoder layers with parameters apart, see `omni_jax/layers/decoder.py`; default on CPU.
+            unrolled: run decoder layers with parameters apart, see `omni_jax/layers/decoder.py`; default on one CPU.
+            mesh: the devices that `params` are split over; None for one device.
         """
         on_cpu = jax.default_backend() == "cpu"
         self.config, self.tokenizer, self.processor = config, tokenizer, processor or ProcessorConfig()
         self.dtype = jnp.dtype(dtype or (jnp.float32 if on_cpu else jnp.bfloat16))
         self.chunk, self.block = chunk, block
-        self.unrolled = on_cpu if unrolled is None else unrolled
+        self.unrolled = (on_cpu and mesh is None) if unrolled is None else unrolled
+        self.home = jax.devices()[0] if mesh is None else NamedSharding(mesh, PartitionSpec())
         self.params = dict(params)
         if self.unrolled:
             self.params["thinker"] = unroll_params(self.params["thinker"])
@@ -234,7 +238,7 @@ class Sampler:
         started = time.perf_counter()
         common = dict(config=config, dtype=self.dtype, unrolled=self.unrolled)
         # committed to its device like the parameters: otherwise the first chunk would compile a program of its own
-        state = jax.device_put(programs.new_prefill(batch=batch, length=length, **common), jax.devices()[0])
+        state = jax.device_put(programs.new_prefill(batch=batch, length=length, **common), self.home)
         lengths = jnp.asarray(inputs.lengths)
         total = inputs.token_ids.shape[1] // self.chunk
         for index in range(total):

@@ -5,27 +5,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from input_pipeline.tokenizer import Tokenizer
 from omni_jax.config import ProcessorConfig
 from omni_jax.config_json import read_config, read_json_object, read_processor_config
 from omni_jax.errors import ConfigError
 from omni_jax.interop.restore import restore_params
+from omni_jax.models.logical_axes import logical_axes
 from omni_jax.sampling.generate import Sampler
+from omni_jax.sharding.rules import SAMPLING, shardings
 
 TEXT_COMPONENTS = ("audio_encoder", "vision_encoder", "thinker")
 
 
-def load_sampler(folder: str | Path, *, dtype: Any = None, **options: Any) -> Sampler:
+def load_sampler(folder: str | Path, *, dtype: Any = None, mesh: Mesh | None = None, **options: Any) -> Sampler:
     """Restores what answering in text needs, with the checkpoint's tokenizer and stop ids.
 
     Args:
         folder: written by `omni-jax import`.
         dtype: of parameters and compute; default float32 on CPU, bfloat16 elsewhere.
+        mesh: split parameters over these devices by the rules `SAMPLING`; each process reads its own part.
         options: passed to `Sampler`.
 
     Raises:
         ConfigError, CheckpointError: a file is missing or does not fit.
+        ShardingError: a parameter does not divide over the mesh.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -34,9 +39,12 @@ def load_sampler(folder: str | Path, *, dtype: Any = None, **options: Any) -> Sa
         processor = read_processor_config(folder)
     tokenizer = Tokenizer.load(folder)
     dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
-    params = restore_params(folder, config, dtype=dtype, components=TEXT_COMPONENTS)
     options.setdefault("stop_ids", _stop_ids(folder))
-    return Sampler(params, config, tokenizer, processor, dtype=dtype, **options)
+    placement = None
+    if mesh is not None:
+        placement = shardings(*logical_axes(config, TEXT_COMPONENTS), mesh, SAMPLING)
+    params = restore_params(folder, config, dtype=dtype, shardings=placement, components=TEXT_COMPONENTS)
+    return Sampler(params, config, tokenizer, processor, dtype=dtype, mesh=mesh, **options)
 
 
 def _stop_ids(folder: Path) -> list[int] | None:

@@ -26,9 +26,9 @@ class SamplingOptions:
             if not condition:
                 raise PromptError(f"{name} = {getattr(self, name)!r} is out of range. Give {allowed}.")
 
-        need(self.max_new_tokens >= 1, "max_new_tokens", "at least 1")
+        need(1 <= self.max_new_tokens < 2**31, "max_new_tokens", "a value from 1 to 2147483647")
         need(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "0 (greedy) or more")
-        need(self.top_k >= 0, "top_k", "0 (off) or more")
+        need(0 <= self.top_k < 2**31, "top_k", "0 (off), or a value up to 2147483647")
         need(0 < self.top_p <= 1, "top_p", "a value above 0 and at most 1")
         need(
             math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,

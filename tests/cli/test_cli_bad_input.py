@@ -96,7 +96,9 @@ def test_a_prompt_longer_than_the_cache(chat):
         ("--top-p", "0"),
         ("--top-p", "1.5"),
         ("--top-k", "-3"),
+        ("--top-k", "99999999999"),
         ("--max-new-tokens", "0"),
+        ("--max-new-tokens", "99999999999"),
         ("--repetition-penalty", "0"),
         ("--seed", "-1"),
     ],
@@ -129,6 +131,7 @@ def test_checkpoint_folders_that_are_not(refused, tmp_path, tiny_checkpoint):
     refused("export", "--from", published, "--to", tmp_path / "out", words="omni-jax import")
     refused("import", "--from", imported, "--to", tmp_path / "out", words="imported checkpoint already")
     refused("import", "--from", tmp_path / "none", "--to", tmp_path / "out", words="does not exist")
+    refused("chat", "--checkpoint", tmp_path / ("a" * 300), "--text", "?", words="name too long")
     assert not (tmp_path / "out").exists()
 
 
@@ -139,6 +142,25 @@ def test_a_checkpoint_without_its_files(refused, tmp_path, tiny_checkpoint):
         (folder / missing).unlink()
         refused("chat", "--checkpoint", folder, "--text", "hello", words=missing)
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("generation_config.json", "{"),
+        ("generation_config.json", "[]"),
+        ("generation_config.json", '{"eos_token_id": "<|im_end|>"}'),
+        ("generation_config.json", '{"eos_token_id": [1002, null]}'),
+        ("preprocessor_config.json", '{"hop_length": 0}'),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", '{"model": null}'),
+        ("import.json", "[]"),
+    ],
+)
+def test_a_checkpoint_with_a_damaged_file(refused, tmp_path, tiny_checkpoint, file, content):
+    folder = shutil.copytree(tiny_checkpoint[1], tmp_path / "checkpoint")
+    (folder / file).write_text(content)
+    refused("chat", "--checkpoint", folder, "--text", "hello", words=file)
 
 
 def test_a_configuration_that_lacks_a_key(refused, tmp_path, tiny_checkpoint):
@@ -172,4 +194,15 @@ def test_destinations_that_cannot_be_written(refused, tmp_path, tiny_checkpoint)
         refused(command, "--from", source, "--to", blocked, words="is a file")
         refused(command, "--from", source, "--to", blocked / "below", words="cannot be written")
         refused(command, "--from", source, "--to", used, words="not empty")
+        refused(command, "--from", source, "--to", tmp_path / ("a" * 300), words="name too long")
     assert [path.name for path in used.iterdir()] == ["mine.txt"]
+
+
+def test_overwriting_never_removes_what_is_being_read(refused, tmp_path, tiny_checkpoint):
+    for command, source in zip(("import", "export"), tiny_checkpoint):
+        outer = tmp_path / command
+        inner = shutil.copytree(source, outer / "inner")
+        before = sorted(path.name for path in inner.iterdir())
+        for target in (inner, outer):
+            refused(command, "--from", inner, "--to", target, "--overwrite", words="being read")
+        assert sorted(path.name for path in inner.iterdir()) == before

@@ -114,6 +114,32 @@ def test_a_conversation_takes_files(chat, media):
     assert alone["tokens"] == chat("--video", media / "c.mp4")[1][0]["tokens"]
 
 
+def test_paths_are_taken_as_people_type_them(chat, media, monkeypatch):
+    monkeypatch.setenv("HOME", str(media))
+    tokens = [chat(typed=f"/image {path}\n\n")[1][0]["tokens"] for path in (f'"{media / "a.png"}"', "~/a.png")]
+    assert tokens == [chat("--image", media / "a.png")[1][0]["tokens"]] * 2
+
+
+def test_bytes_that_are_no_text_do_not_end_the_conversation(tiny_checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"h\xffi\nhello\n"), encoding="utf-8"))
+    assert main(["chat", "--checkpoint", str(tiny_checkpoint[1]), "--max-new-tokens", "6", "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_ctrl_c_at_the_prompt_gives_up_the_line_only(chat, monkeypatch):
+    def typing(prompt):
+        event = next(events)
+        if isinstance(event, str):
+            return event
+        raise event
+
+    events = iter(["hello", KeyboardInterrupt(), "and now", EOFError()])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", typing)
+    status, answers, err = chat()
+    assert status == 0 and len(answers) == 2 and "/quit" in err
+
+
 def test_reset_forgets(chat, media):
     status, [first, second], _ = chat(typed=f"hello\n/image {media / 'a.png'}\n/reset\nhello\n")
     assert status == 0 and first["tokens"] == second["tokens"]

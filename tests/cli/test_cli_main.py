@@ -114,3 +114,13 @@ def test_a_reader_that_has_gone_is_no_traceback():
     os.close(write)
     assert run.returncode == 141
     assert run.stderr == ""
+
+
+def test_a_terminal_without_the_letters_gets_the_rest():
+    code = (
+        "import sys; from omni_jax.cli import console, main; main.main(['--help']); console.Output(False).write('a你b')"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.endswith("a\\u4f60b\n")

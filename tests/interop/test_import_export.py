@@ -105,6 +105,17 @@ def test_what_is_exported_loads_in_pytorch(published, imported, tmp_path):
         assert torch.equal(value, expected[name].float()), name
 
 
+def test_an_exported_model_gives_the_same_logits_in_pytorch(published, imported, tmp_path):
+    export_checkpoint(imported, tmp_path / "theirs")
+    ids = torch.arange(24)[None] * 31 % 900
+    logits = [
+        Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)(input_ids=ids).logits
+        for folder in (published, tmp_path / "theirs")
+    ]
+    assert logits[0].std() > 0.1
+    assert torch.equal(*logits)
+
+
 def test_parameters_are_the_published_values_in_our_layout(published, imported):
     config = read_config(published)
     params = dict(flatten(restore_params(imported, config, dtype="float32")))

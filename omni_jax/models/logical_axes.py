@@ -1,0 +1,46 @@
+"""Names and shapes of every parameter axis of the Thinker's components, without allocating any."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from omni_jax.config import OmniConfig
+from omni_jax.models.audio_encoder import AudioEncoder
+from omni_jax.models.thinker import Thinker
+from omni_jax.models.vision_encoder import VisionEncoder, VisionLayout
+
+
+def logical_axes(config: OmniConfig, components: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two nested dicts over `components`: tuples of axis names, and shapes (`jax.ShapeDtypeStruct`)."""
+    names, shapes = {}, {}
+    for component in components:
+        boxed = jax.eval_shape(partial(_INITIALISERS[component], config))["params"]
+        specs = nn.get_partition_spec(boxed)
+        names[component] = jax.tree.map(tuple, specs, is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec))
+        shapes[component] = nn.unbox(boxed)
+    return names, shapes
+
+
+def _audio_encoder(config: OmniConfig):
+    audio = config.thinker_config.audio_config
+    mel = jnp.zeros((1, audio.block_frames, audio.num_mel_bins))
+    return AudioEncoder(audio).init(jax.random.key(0), mel, jnp.ones(1, jnp.int32))
+
+
+def _vision_encoder(config: OmniConfig):
+    vision = config.thinker_config.vision_config
+    places, home = jnp.zeros((1, 64), jnp.int32), jnp.zeros(64, jnp.int32)
+    layout = VisionLayout(jnp.zeros((64, 2), jnp.int32), places, home, places, home)
+    return VisionEncoder(vision).init(jax.random.key(0), jnp.zeros((64, vision.patch_dim)), layout)
+
+
+def _thinker(config: OmniConfig):
+    ids = jnp.zeros((1, 2), jnp.int32)
+    return Thinker(config.thinker_config.text_config).init(jax.random.key(0), ids, jnp.zeros((3, 1, 2), jnp.int32))
+
+
+_INITIALISERS = {"audio_encoder": _audio_encoder, "vision_encoder": _vision_encoder, "thinker": _thinker}

@@ -1,0 +1,88 @@
+"""Whole and step are one thing: what a part that streams offers, and the streams of the Thinker's side.
+
+The contract is proved for every stream by `tests/contracts/test_whole_and_step.py`: steps equal the whole, later input
+never changes earlier output, and an output depends on exactly the blocks that the stream declares.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from omni_jax.config import AudioEncoderConfig, TextConfig
+from omni_jax.layers.kv_cache import KVCache
+from omni_jax.models.audio_encoder import AudioEncoder
+from omni_jax.models.thinker import Thinker, thinker_cache
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One part, whole and by blocks. Input is [B, T, …]; T a multiple of `block_size`.
+
+    Args:
+        block_size: input steps of a block; output comes a block at a time, without delay.
+        look_back: how many earlier blocks an output depends on; None for all.
+        whole: (params, input) -> output.
+        initial_state: (batch) -> state.
+        step: (params, state, block) -> (state, output of the block).
+    """
+
+    block_size: int
+    look_back: int | None
+    whole: Callable[[Any, Array], Array]
+    initial_state: Callable[[int], Any]
+    step: Callable[[Any, Any, Array], tuple[Any, Array]]
+
+
+@struct.dataclass
+class Nothing:
+    """The state of a part whose blocks do not know each other."""
+
+
+def audio_encoder_stream(config: AudioEncoderConfig, dtype: Any = jnp.float32) -> Stream:
+    """Mel frames [B, T, M] to audio tokens [B, T / 4, D], in blocks of 2 s that never see each other."""
+    encoder, frames = AudioEncoder(config, dtype=dtype), config.block_frames
+
+    def whole(params: Any, mel: Float[Array, "B T M"]) -> Float[Array, "B Q D"]:
+        batch = mel.shape[0]
+        blocks = mel.reshape(-1, frames, mel.shape[-1])
+        tokens, _ = encoder.apply({"params": params}, blocks, jnp.full(len(blocks), frames, jnp.int32))
+        return tokens.reshape(batch, -1, tokens.shape[-1])
+
+    def step(params: Any, state: Nothing, block: Float[Array, "B F M"]) -> tuple[Nothing, Float[Array, "B Q D"]]:
+        return state, whole(params, block)
+
+    return Stream(frames, 0, whole, lambda batch: Nothing(), step)
+
+
+@struct.dataclass
+class ThinkerState:
+    cache: KVCache
+    next_slot: Int[Array, "B"]
+
+
+def thinker_stream(config: TextConfig, *, chunk: int, length: int, dtype: Any = jnp.float32) -> Stream:
+    """Input embeddings [B, T, D] with plain positions 0, 1, 2, … to hidden states [B, T, D], chunk by chunk."""
+    thinker = Thinker(config, dtype=dtype)
+
+    def positions(first: Int[Array, "B"], count: int) -> Int[Array, "3 B T"]:
+        ids = first[:, None] + jnp.arange(count)
+        return jnp.broadcast_to(ids, (3, *ids.shape))
+
+    def whole(params: Any, embeddings: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        ids = positions(jnp.zeros(embeddings.shape[0], jnp.int32), embeddings.shape[1])
+        return thinker.apply({"params": params}, embeddings, ids, method="decode").hidden_states
+
+    def initial_state(batch: int) -> ThinkerState:
+        cache = thinker_cache(config, batch=batch, length=length, dtype=dtype)
+        return ThinkerState(cache, jnp.zeros(batch, jnp.int32))
+
+    def step(params: Any, state: ThinkerState, block: Float[Array, "B C D"]) -> tuple[ThinkerState, Array]:
+        ids = positions(state.next_slot, block.shape[1])
+        out = thinker.apply({"params": params}, block, ids, state.cache, state.next_slot, method="decode")
+        return ThinkerState(out.cache, state.next_slot + block.shape[1]), out.hidden_states
+
+    return Stream(chunk, None, whole, initial_state, step)

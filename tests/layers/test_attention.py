@@ -1,0 +1,105 @@
+"""Attention equals a plain float64 loop, in every form that sizes and platforms choose."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omni_jax.layers import attention
+from omni_jax.layers.attention import attend, attend_within_blocks
+
+
+def plain(query, key, value, mask):
+    """[B, T, N, H] by loops."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    batch, _, heads, width = query.shape
+    out = np.zeros(query.shape)
+    for b in range(batch):
+        for n in range(heads):
+            kv = n // (heads // key.shape[1])
+            scores = query[b, :, n] @ key[b, kv].T / np.sqrt(width)
+            scores = np.where(np.broadcast_to(mask[b], scores.shape), scores, -np.inf)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            out[b, :, n] = weights / weights.sum(-1, keepdims=True) @ value[b, kv]
+    return out
+
+
+def random_inputs(batch, length, heads, kv_heads, keys, width, seed=0):
+    rng = np.random.default_rng(seed)
+    query = rng.normal(size=(batch, length, heads, width)).astype(np.float32)
+    key, value = (rng.normal(size=(batch, kv_heads, keys, width)).astype(np.float32) for _ in range(2))
+    mask = rng.random((batch, length, keys)) < 0.5
+    mask[:, :, 0] = True
+    return query, key, value, mask
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "heads", "kv_heads", "keys"),
+    [(1, 1, 4, 4, 7), (2, 5, 4, 2, 9), (1, 96, 4, 1, 1024), (2, 24, 8, 2, 2048), (1, 2048, 2, 2, 128)],
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_attention_equals_a_plain_loop(batch, length, heads, kv_heads, keys, shared):
+    query, key, value, mask = random_inputs(batch, length, heads, kv_heads, keys, 8)
+    mask = mask[:, :1] if shared else mask
+    out = jax.jit(attend)(query, key, value, mask)
+    np.testing.assert_allclose(out, plain(query, key, value, mask), atol=2e-6)
+
+
+def test_tiles_equal_the_whole_and_so_do_their_gradients():
+    query, key, value, mask = random_inputs(1, 640, 4, 2, 1024, 8)
+    assert attention._WORTH_TILING <= 640 * 1024 * 2  # so this runs in tiles on a CPU
+
+    def loss(function):
+        return lambda q, k, v: jnp.sum(jnp.sin(function(q, k, v)))
+
+    def whole(q, k, v):
+        grouped = q.reshape(1, 640, 2, 2, 8).transpose(0, 2, 3, 1, 4)
+        return attention._attend_at_once(grouped, k, v, mask).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+    tiled = jax.grad(loss(lambda q, k, v: attend(q, k, v, mask)), (0, 1, 2))(query, key, value)
+    for ours, expected in zip(tiled, jax.grad(loss(whole), (0, 1, 2))(query, key, value)):
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def test_pieces_equal_the_whole(monkeypatch):
+    query, key, value, mask = random_inputs(1, 64, 4, 2, 32, 8)
+    expected = attend(query, key, value, mask)
+    monkeypatch.setattr(attention, "_SCORE_BUDGET", 64 * 32)
+    np.testing.assert_allclose(attend(query, key, value, mask), expected, atol=1e-6)
+
+
+def test_slots_of_a_cache_that_are_not_in_use_are_not_read():
+    query, key, value, _ = random_inputs(2, 1, 4, 2, 2048, 8)
+    used = np.array([5, 1500])
+    mask = np.arange(2048)[None, None] < used[:, None, None]
+    expected = plain(query, key, value, mask)
+    value[0, :, 512:] = np.nan  # a product with zero would show it
+    np.testing.assert_allclose(attend(query, key, value, mask, used), expected, atol=2e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(0, 5))
+def test_positions_attend_within_their_own_block_only(sizes, padding):
+    """Blocks of any sizes, empty and single-token ones included, with padding after them."""
+    sizes = [*sizes, 1]
+    length, places = sum(sizes) + padding, max(sizes)
+    slots = np.full((len(sizes), places), length)
+    home = np.zeros(length, np.int32)
+    first = 0
+    for block, size in enumerate(sizes):
+        slots[block, :size] = np.arange(first, first + size)
+        home[first : first + size] = block * places + np.arange(size)
+        first += size
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.normal(size=(length, 2, 4)).astype(np.float32) for _ in range(3))
+    out = attend_within_blocks(query, key, value, slots=jnp.asarray(slots), home=jnp.asarray(home))
+    first = 0
+    for size in sizes:
+        here = slice(first, first + size)
+        if size:
+            own = [x[None, here].swapaxes(1, 2) for x in (key, value)]
+            expected = plain(query[None, here], *own, np.ones((1, size, size), bool))[0]
+            np.testing.assert_allclose(out[here], expected, atol=2e-6)
+        first += size

@@ -1,0 +1,91 @@
+"""Parameters split over a mesh give the answers of one device; what does not divide is refused by name."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from omni_jax.errors import ShardingError
+from omni_jax.interop.tables import THINKER_COMPONENTS, table
+from omni_jax.interop.weight_table import flatten, jax_shapes
+from omni_jax.models.logical_axes import logical_axes
+from omni_jax.presets import preset
+from omni_jax.sharding.mesh import make_mesh
+from omni_jax.sharding.rules import SAMPLING, partition_spec, shardings
+
+
+@pytest.mark.parametrize("name", ["tiny", "qwen2.5-omni-3b", "qwen2.5-omni-7b"])
+def test_modules_have_the_parameters_of_the_weight_tables(name):
+    config = preset(name)
+    names, shapes = logical_axes(config, THINKER_COMPONENTS)
+    ours = {path: leaf.shape for path, leaf in flatten(shapes)}
+    published = {path: shape for path, shape in jax_shapes(table(config)).items() if path.split("/")[0] in names}
+    assert ours == published
+    assert {path: len(axes) for path, axes in flatten(names)} == {path: len(shape) for path, shape in ours.items()}
+
+
+def test_a_mesh_axis_splits_one_axis_of_a_parameter():
+    assert partition_spec(("layers", "embed", "heads", "head_dim"), SAMPLING) == P(None, "fsdp", "tensor", None)
+    assert partition_spec(("heads", "mlp"), SAMPLING) == P("tensor", None)
+
+
+def test_a_mesh_of_the_wrong_size_is_refused():
+    with pytest.raises(ShardingError, match="needs 1024 devices"):
+        make_mesh(tensor=1024)
+    with pytest.raises(ShardingError, match="no mesh axis rows"):
+        make_mesh(rows=1)
+
+
+def run_on_8_devices(code: str) -> str:
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_what_does_not_divide_is_named_with_the_sizes_that_fit():
+    printed = run_on_8_devices("""
+        from omni_jax.errors import ShardingError
+        from omni_jax.models.logical_axes import logical_axes
+        from omni_jax.presets import preset
+        from omni_jax.sharding.mesh import make_mesh
+        from omni_jax.sharding.rules import SAMPLING, shardings
+        try:
+            shardings(*logical_axes(preset("qwen2.5-omni-7b"), ["thinker"]), make_mesh(tensor=8), SAMPLING)
+        except ShardingError as error:
+            print(error)
+    """)
+    assert "thinker/layers/attention/key/kernel: axis kv_heads of size 4" in printed
+    assert "tensor = 8 (fits: 1, 2, 4)" in printed
+
+
+def test_answers_of_a_mesh_equal_those_of_one_device(tiny_checkpoint):
+    printed = run_on_8_devices(f"""
+        import numpy as np
+        from omni_jax.sampling.load import load_sampler
+        from omni_jax.sampling.options import SamplingOptions
+        from omni_jax.sharding.mesh import make_mesh
+        picture = np.random.default_rng(0).integers(0, 255, (80, 120, 3)).astype(np.uint8)
+        content = [{{"type": "image", "image": picture}}, {{"type": "text", "text": "What is it?"}}]
+        answers = []
+        for mesh in (None, make_mesh(fsdp=4, tensor=2)):
+            sampler = load_sampler({str(tiny_checkpoint[1])!r}, mesh=mesh, chunk=64)
+            request = sampler.prepare([{{"role": "user", "content": content}}])
+            answers.append(sampler.generate([request], SamplingOptions(max_new_tokens=10))[0].token_ids)
+        kernel = sampler.params["thinker"]["layers"]["mlp"]["up"]["kernel"]
+        assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+        print(answers[0] == answers[1], len(answers[0]))
+    """)
+    assert printed.split() == ["True", "10"]
+
+
+def test_one_device_needs_no_split():
+    names, shapes = logical_axes(preset("tiny"), ["thinker"])
+    placed = shardings(names, shapes, make_mesh(jax.devices()[:1]), SAMPLING)
+    assert all(sharding.is_fully_replicated for sharding in jax.tree.leaves(placed))
