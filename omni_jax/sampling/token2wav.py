@@ -23,8 +23,8 @@ from omni_jax.sampling.voices import Speaker
 
 Params = Any
 
-# Code counts that the programs are compiled for: 2, 3, 4, 6, 8, 12 … blocks of 12 codes.
-_CODE_BUCKETS = tuple(sorted(12 * m << k for m in (2, 3) for k in range(11)))
+# Code counts that the programs are compiled for: 4, 6, 8, 12, 16 … blocks of 12 codes. BigVGAN compiles for long.
+_CODE_BUCKETS = tuple(sorted(24 * m << k for m in (2, 3) for k in range(10)))
 
 
 class Token2Wav:

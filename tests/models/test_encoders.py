@@ -73,7 +73,7 @@ def test_a_clip_is_encoded_block_by_block_and_does_not_hear_its_neighbours(model
 
 
 def test_sinusoids_have_the_printed_values():
-    row = sinusoids(2, 1280)[1]
+    row = np.asarray(sinusoids(2, 1280))[1]
     np.testing.assert_allclose(row[[0, 1, 640]], [0.841471, 0.833653, 0.540302], atol=1e-6)
 
 
