@@ -90,6 +90,6 @@ def _storage_failure(error: BaseException) -> str | None:
         return "the disk quota is used up. Make room, or choose another disk."
     if isinstance(error, OSError):
         return f"{error.strerror or error}."
-    if isinstance(error, ValueError) and "OS error" in text:
+    if isinstance(error, ValueError) and ("os_error_code" in text or "OS error" in text):
         return f"{text.splitlines()[0]}."
     return None

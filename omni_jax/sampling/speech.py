@@ -157,14 +157,14 @@ class Speech:
         if not requests:
             return
         each, seconds = _one_each(options, len(requests)), {} if seconds is None else seconds
-        voices = [choose_speaker(self.speakers, option.voice) for option in each]
+        for option in each:
+            choose_speaker(self.speakers, option.voice)
         words = self._words(requests, replies)
         if not any(len(own) for own in words):
             yield from (CodeEvent(row, (), "silent") for row in range(len(requests)))
             return
-        inputs = pack_batch(requests, self.sampler.config, chunk=self.sampler.chunk)
         started = time.perf_counter()
-        state, reply, code, done = self._begin(inputs, words, each, voices)
+        state, reply, code, done = self.start(requests, words, each)
         seconds["talker_prefill"] = time.perf_counter() - started
 
         started, steps = time.perf_counter(), 1
@@ -224,8 +224,19 @@ class Speech:
             words.append(reply[: 0 if silent else max(len(reply) - 1, 1)])
         return words
 
-    def _begin(self, inputs: OmniInputs, words, options, voices):
-        """Runs Thinker and Talker up to the first code."""
+    def start(
+        self, requests: Sequence[Request], words: Sequence[np.ndarray], options: Sequence[SpeechOptions]
+    ) -> tuple[sp.TalkerState, sp.Reply, jax.Array, jax.Array]:
+        """Runs Thinker and Talker up to the first code.
+
+        Args:
+            words: of each reply, the tokens that are spoken; a row without any stays silent.
+
+        Returns:
+            The state for `speech_programs.talk`, the text track to run it on, and each row's first code (-1 for a
+            silent row) and whether it is done.
+        """
+        inputs = pack_batch(requests, self.sampler.config, chunk=self.sampler.chunk)
         config = self.sampler.config.talker_config
         batch = len(inputs.lengths)
         lengths = jnp.asarray(inputs.lengths)
@@ -242,7 +253,7 @@ class Speech:
         cache, vectors, counts = self._think(inputs, words, cache)
 
         bos = np.zeros(batch, np.int32)
-        bos[: len(voices)] = [voice.token_id for voice in voices]
+        bos[: len(options)] = [choose_speaker(self.speakers, option.voice).token_id for option in options]
         rows = np.concatenate([bos, [config.tts_text_end_token_id, config.tts_text_pad_token_id]]).astype(np.int32)
         rows = self._embed(rows[:, None])[:, 0]
         text = jnp.stack([rows[:batch], vectors[:, 0]], axis=1)

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -239,6 +241,21 @@ def test_a_full_disk_leaves_nothing_behind(published, imported, tmp_path, monkey
     assert "disk is full" in refused(published, tmp_path / "ours")
     with pytest.raises(CheckpointError, match="disk is full"):
         export_checkpoint(imported, tmp_path / "theirs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fails_while_values_are_written_leaves_nothing_behind(published, tmp_path):
+    """A real failure below TensorStore, in a process that may not write files of more than 50 kB."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); "
+        "from omni_jax.cli.main import main; sys.exit(main(['import', '--from', sys.argv[1], '--to', sys.argv[2]]))"
+    )
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": ""}
+    argv = [sys.executable, "-c", code, str(published), str(tmp_path / "ours")]
+    run = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert run.returncode == 2, run.stderr
+    assert "could not be written" in run.stderr and "Traceback" not in run.stderr
     assert list(tmp_path.iterdir()) == []
 
 

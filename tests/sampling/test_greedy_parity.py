@@ -42,11 +42,11 @@ def test_a_batch_of_unlike_requests_equals_transformers(conversation, sampler, p
 
 
 def test_the_repetition_penalty_equals_that_of_transformers(conversation, sampler, pytorch_thinker, pad_id):
-    options = SamplingOptions(max_new_tokens=24, repetition_penalty=1.7)
+    options = SamplingOptions(max_new_tokens=48, repetition_penalty=1.7)
     request = sampler.prepare(conversation["image"])
     ours = sampler.generate([request], options)[0].token_ids
     assert ours == pytorch_answers([request], sampler, pytorch_thinker, pad_id, options)[0]
-    assert ours != sampler.generate([request], SamplingOptions(max_new_tokens=24))[0].token_ids
+    assert ours != sampler.generate([request], SamplingOptions(max_new_tokens=48))[0].token_ids
 
 
 def test_the_content_of_media_changes_the_answer(sampler):

@@ -132,7 +132,8 @@ def test_seed_and_voice_change_what_is_said(speech, answered):
     changed = dataclasses.replace(WARM, codes=dataclasses.replace(WARM.codes, seed=1))
     spoken = [codes_of(speech, [request], [reply], options)[0][0] for options in (WARM, WARM, changed)]
     assert spoken[0] == spoken[1] != spoken[2]
-    voices = [codes_of(speech, [request], [reply], dataclasses.replace(GREEDY, voice=v))[0] for v in speech.speakers]
+    hot = SpeechOptions(codes=SamplingOptions(max_new_tokens=60, temperature=3.0))
+    voices = [codes_of(speech, [request], [reply], dataclasses.replace(hot, voice=name))[0] for name in speech.speakers]
     assert voices[0] != voices[1]
 
 
@@ -168,7 +169,7 @@ def test_text_that_comes_late_changes_nothing(speech, sampler, answered):
     """The Talker waits where its text is not there yet: the two tracks may run side by side."""
     request, reply = answered["text"]
     expected = codes_of(speech, [request], [reply], GREEDY)[0][0]
-    state, text, code, _ = speech.begin([request], [reply], [GREEDY])
+    state, text, code, _ = speech.start([request], [np.asarray(reply[:-1])], [GREEDY])
     codes, whole = [int(code[0])], int(text.count[0])
     for known in [0, 0, 1, 4, whole, whole]:
         known_now = text.replace(count=jnp.asarray([known]), complete=jnp.asarray([False]))
@@ -230,7 +231,7 @@ def test_the_waveform_follows_the_seed_and_not_the_padding(speech, answered):
 
 
 def test_a_code_that_the_dit_does_not_know_is_an_error(speech):
-    with pytest.raises(OmniError, match="129 at index 1"):
+    with pytest.raises(OmniError, match="129 at index"):
         speech.synthesise([[3, 129]])
 
 
