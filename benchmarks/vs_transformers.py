@@ -163,7 +163,9 @@ def main() -> None:
                 if options.only not in case.name:
                     continue
                 rows.append(measure(case, options.runs))
-                line = "{name:32s} ours {ours_seconds:8.3f} s   reference {reference_seconds:8.3f} s   ratio {ratio:.2f}"
+                line = (
+                    "{name:32s} ours {ours_seconds:8.3f} s   reference {reference_seconds:8.3f} s   ratio {ratio:.2f}"
+                )
                 print(line.format(**rows[-1]), flush=True)
     if options.json:
         print(json.dumps({"rows": rows, "devices": str(jax.devices()), "threads": torch.get_num_threads()}))

@@ -80,8 +80,10 @@ class VisionBatch:
     """Pictures and films in one axis of P patches, sorted by attention window. W windows of S slots, F frames of N.
 
     patches: float32 [P, patch dim], zeros after the real ones. coordinates: int32 [P, 2], patch row and column.
-    window_slots: int32 [W, S], frame_slots: int32 [F, N]; the patch in each slot, or P for an empty slot.
-    window_home, frame_home: int32 [P]; flat slot of each patch, 0 for padding.
+    window_slots: int32 [W, S]; the patch in each slot, or P for an empty slot.
+    window_home: int32 [P]; flat slot of each patch, 0 for padding.
+    frame_slots: tables of int32 [F, N], one for each size class of frames, so that a small frame beside a large picture
+        is not padded to its size. frame_home: int32 [P], into the flat tables laid end to end.
     valid: bool [P].
     rows: int32 [tokens]; of each merged token in checkpoint order, its place among the P / 4 window-ordered ones.
 
@@ -93,10 +95,15 @@ class VisionBatch:
     coordinates: np.ndarray
     window_slots: np.ndarray
     window_home: np.ndarray
-    frame_slots: np.ndarray
+    frame_slots: tuple[np.ndarray, ...]
     frame_home: np.ndarray
     valid: np.ndarray
     rows: np.ndarray
+
+    def frames(self) -> list[np.ndarray]:
+        """The patches of each frame, in packed order."""
+        rows = [row[row < len(self.patches)] for table in self.frame_slots for row in table]
+        return sorted((row for row in rows if len(row)), key=lambda row: row[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,10 +201,7 @@ def pack_vision(items: Sequence[Patches], cfg: VisionEncoderConfig) -> VisionBat
     sizes = np.concatenate(windows)
     window_count = bucket(max(len(sizes), total // window_size), BUCKETS.windows, "attention windows")
     window_slots, window_home = _slots(sizes, window_count, window_size, total)
-    sizes = np.concatenate(frames)
-    frame_size = bucket(int(sizes.max(initial=0)), BUCKETS.patches, "patches in one frame")
-    frame_count = bucket(len(sizes), BUCKETS.frames, "video frame pairs")
-    frame_slots, frame_home = _slots(sizes, frame_count, frame_size, total)
+    frame_slots, frame_home = _frame_slots(np.concatenate(frames), total)
     return VisionBatch(
         patches=cells.reshape(total, cfg.patch_dim),
         coordinates=coordinates.reshape(total, 2),
@@ -311,3 +315,21 @@ def _slots(sizes: np.ndarray, count: int, width: int, total: int) -> tuple[np.nd
     slots = np.full(count * width, total, np.int32)
     slots[home[:real]] = np.arange(real)
     return slots.reshape(count, width), home
+
+
+def _frame_slots(sizes: np.ndarray, total: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """As `_slots` for consecutive frames, in one table for each octave of frame sizes."""
+    starts, octave = np.cumsum(sizes) - sizes, np.array([int(size).bit_length() for size in sizes])
+    tables, home, offset = [], np.zeros(total, np.int32), 0
+    for each in sorted(set(octave.tolist())):
+        chosen = np.flatnonzero(octave == each)
+        width = bucket(int(sizes[chosen].max()), BUCKETS.patches, "patches in one frame")
+        count = bucket(len(chosen), BUCKETS.frames, "video frame pairs")
+        table = np.full((count, width), total, np.int32)
+        for row, frame in enumerate(chosen):
+            held = np.arange(starts[frame], starts[frame] + sizes[frame])
+            table[row, : len(held)] = held
+            home[held] = offset + row * width + np.arange(len(held))
+        tables.append(table)
+        offset += table.size
+    return tuple(tables), home

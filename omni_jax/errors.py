@@ -30,3 +30,7 @@ class CheckpointError(OmniError):
 
 class ShardingError(OmniError):
     """A parameter axis does not divide over its mesh axis."""
+
+
+class NumericsError(OmniError):
+    """The model produced NaN or infinity."""

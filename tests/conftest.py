@@ -10,8 +10,12 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import jaxtyping
 import pytest
 from filelock import FileLock
+
+# Shapes and types of every call are checked while tests run (not in use).
+jaxtyping.install_import_hook(["omni_jax.layers", "omni_jax.models"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,8 @@ class Output:
         self.as_json = as_json
 
     def write(self, text: str, end: str = "\n") -> None:
+        # a model may write control characters; they are not for a terminal to obey
+        text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
         print(text, end=end, file=sys.stderr if self.as_json else sys.stdout, flush=True)
 
     def result(self, value: dict[str, Any]) -> None:

@@ -148,7 +148,8 @@ class VisionRun:
         self._patches, self._layout = jnp.asarray(batch.patches), vision_layout(batch)
         self._count = int(batch.valid.sum())
         self._padded = len(batch.valid)
-        self._coordinates, self._frame = batch.coordinates, batch.frame_home // batch.frame_slots.shape[1]
+        self._coordinates = batch.coordinates
+        self._frame = np.concatenate([np.full(len(frame), i) for i, frame in enumerate(batch.frames())])
         self._cell = config.spatial_merge_size**2
         self.token_rows = np.arange(self._count // self._cell)
 

@@ -4,6 +4,8 @@ Scores and softmax are float32; the products run in the inputs' dtype. Rows are 
 which spares a pass over the scores.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -12,8 +14,9 @@ _MASKED = -1e30  # finite: a row that may see nothing gives a uniform average, n
 
 # Most scores to hold at once (64 Mi float32 = 256 MiB).
 _SCORE_BUDGET = 1 << 26
-# On a CPU: the shape of a tile of scores that stays in cache, and scores too few to be worth a loop.
-_TILE_ROWS, _TILE_KEYS = 1536, 512
+# On a CPU: the shape of a tile of scores that stays in cache, and scores too few to be worth a loop. Every cache length
+# is a multiple of the tile, so the order of summation, and the answer to the last bit, does not depend on that length.
+_TILE_ROWS, _TILE_KEYS = 1536, 256
 _WORTH_TILING = 1 << 18
 
 
@@ -21,7 +24,7 @@ def attend(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B K S H"],
     value: Float[Array, "B K S H"],
-    mask: Bool[Array, "B #T S"] | None,
+    mask: Bool[Array, "#B #T S"] | None,
     used: Int[Array, "B"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention; query head n reads key-value head n // (N / K). Scale is H^-0.5.
@@ -33,13 +36,12 @@ def attend(
         used: keys of a cache that are in use, where the mask is false beyond them: on a CPU the others are not read.
             Not differentiable with it.
     """
-    query, key, value = (jnp.asarray(x) for x in (query, key, value))
     batch, length, heads, width = query.shape
     kv_heads, keys = key.shape[1:3]
     grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
     if mask is None:
         mask = jnp.ones((batch, 1, keys), bool)
-    mask = jnp.asarray(mask)
+    mask = jnp.broadcast_to(mask, (batch, *mask.shape[1:]))
     tile = min(keys & -keys, _TILE_KEYS)
     worth = used is not None or length * keys * heads // kv_heads >= _WORTH_TILING
     if worth and tile >= 64:
@@ -56,30 +58,34 @@ def attend_within_blocks(
     key: Float[Array, "P N H"],
     value: Float[Array, "P N H"],
     *,
-    slots: Int[Array, "G M"],
+    slots: Sequence[Int[Array, "_ _"]],
     home: Int[Array, "P"],
 ) -> Float[Array, "P N H"]:
     """Each position of a packed sequence attends to the positions of its own block, and to nothing else.
 
     Args:
-        slots: packed index held by each place of each block; P marks an empty place.
-        home: flat index into [G * M] of the place that holds each packed position.
+        slots: tables of blocks of like size; the packed index held by each place of each block, P for an empty place.
+        home: flat index of the place that holds each packed position, tables laid end to end.
 
-    Cost is G * M^2, not P^2. Blocks are taken a few at a time when their scores would not fit a fixed budget.
+    Cost is G * M^2 a table, not P^2. Blocks are taken a few at a time when their scores would not fit a fixed budget.
     """
     length, heads, width = query.shape
-    blocks, places = slots.shape
 
     def some_blocks(slots):  # [g, M] -> [g, M, N, H]
         q, k, v = (jnp.take(x, slots, axis=0, mode="fill", fill_value=0) for x in (query, key, value))
         return attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), (slots < length)[:, None, :])
 
-    together = max(1, _SCORE_BUDGET // (places * places * heads))
-    if together >= blocks:
-        out = some_blocks(slots)
-    else:
-        out = jax.lax.map(lambda one: some_blocks(one[None])[0], slots, batch_size=together)
-    return out.reshape(blocks * places, heads, width)[home]
+    def table(slots):
+        blocks, places = slots.shape
+        together = max(1, _SCORE_BUDGET // (places * places * heads))
+        if together >= blocks:
+            out = some_blocks(slots)
+        else:
+            out = jax.lax.map(lambda one: some_blocks(one[None])[0], slots, batch_size=together)
+        return out.reshape(blocks * places, heads, width)
+
+    outputs = [table(each) for each in slots]
+    return (outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs))[home]
 
 
 def _attend_at_once(
@@ -138,7 +144,7 @@ def _attend_in_tiles(query, key, value, mask, used, tile: int):
         index, rows = item
         row, head = index // kv_heads, index % kv_heads
         own = mask[row]
-        tiles = key.shape[2] // tile if used is None else (jnp.asarray(used)[row] + tile - 1) // tile
+        tiles = key.shape[2] // tile if used is None else (used[row] + tile - 1) // tile
 
         def one_tile(item):
             place, q = item

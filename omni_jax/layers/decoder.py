@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.config import TalkerConfig, TextConfig
@@ -29,8 +30,8 @@ class SelfAttention(nn.Module):
     """Causal grouped-query attention over a cache, or over the given sequence when there is none."""
 
     config: TextConfig | TalkerConfig
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: DTypeLike
+    param_dtype: DTypeLike
     transposed: bool = False
 
     @nn.compact
@@ -64,8 +65,8 @@ class DecoderLayer(nn.Module):
     """x += attention(norm(x)); x += feed_forward(norm(x)). The carry is (x, cache)."""
 
     config: TextConfig | TalkerConfig
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: DTypeLike
+    param_dtype: DTypeLike
     trace: bool = False
     transposed: bool = False
 
@@ -90,8 +91,8 @@ class Decoder(nn.Module):
     """All layers and the final norm."""
 
     config: TextConfig | TalkerConfig
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     unrolled: bool = False
     remat: bool = False
     trace: bool = False

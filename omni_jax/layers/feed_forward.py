@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from omni_jax.layers.linear import Linear
@@ -14,8 +15,8 @@ class GatedFeedForward(nn.Module):
     width: int
     hidden: int
     use_bias: bool = False
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     stddev: float = 0.02
     transposed: bool = False
 
@@ -33,8 +34,8 @@ class GeluFeedForward(nn.Module):
 
     width: int
     hidden: int
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     stddev: float = 0.02
 
     @nn.compact

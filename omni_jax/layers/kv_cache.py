@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 # Rows up to this many are written one by one, in place; more rows as one scatter.
@@ -45,7 +46,7 @@ class KVCache:
 
 
 def empty_cache(
-    *, layers: int, batch: int, kv_heads: int, length: int, head_dim: int, dtype: jnp.dtype, unrolled: bool = False
+    *, layers: int, batch: int, kv_heads: int, length: int, head_dim: int, dtype: DTypeLike, unrolled: bool = False
 ) -> KVCache:
     """A cache of zeros."""
     shape = (batch, kv_heads, length, head_dim)

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -22,8 +23,8 @@ class Linear(nn.Module):
     out_shape: Sequence[int]
     axes: Sequence[str]
     use_bias: bool = False
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     stddev: float = 0.02
     transposed: bool = False
 
@@ -74,8 +75,8 @@ class Embed(nn.Module):
     vocab_size: int
     width: int
     axes: Sequence[str] = ("vocab", "embed")
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     stddev: float = 0.02
 
     @nn.compact

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from omni_jax.config import AudioEncoderConfig
@@ -20,8 +21,8 @@ from omni_jax.layers.norms import LayerNorm
 
 class AudioEncoderLayer(nn.Module):
     config: AudioEncoderConfig
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: DTypeLike
+    param_dtype: DTypeLike
     trace: bool = False
 
     @nn.compact
@@ -40,8 +41,8 @@ class _Attention(nn.Module):
     width: int
     heads: int
     head_dim: int
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: DTypeLike
+    param_dtype: DTypeLike
     stddev: float
 
     @nn.compact
@@ -62,14 +63,14 @@ class AudioEncoder(nn.Module):
     """Mel blocks to audio tokens, one token for 40 ms."""
 
     config: AudioEncoderConfig
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     trace: bool = False
 
     @nn.compact
     def __call__(
         self, mel: Float[Array, "G F M"], frames: Int[Array, "G"]
-    ) -> tuple[Float[Array, "G T D"], Float[Array, "L G T E"] | None]:
+    ) -> tuple[Float[Array, "G T D"], Float[Array, "L G U E"] | None]:
         """Encodes independent blocks.
 
         Args:

@@ -34,7 +34,7 @@ def _audio_encoder(config: OmniConfig):
 def _vision_encoder(config: OmniConfig):
     vision = config.thinker_config.vision_config
     places, home = jnp.zeros((1, 64), jnp.int32), jnp.zeros(64, jnp.int32)
-    layout = VisionLayout(jnp.zeros((64, 2), jnp.int32), places, home, places, home)
+    layout = VisionLayout(jnp.zeros((64, 2), jnp.int32), places, home, (places,), home)
     return VisionEncoder(vision).init(jax.random.key(0), jnp.zeros((64, vision.patch_dim)), layout)
 
 

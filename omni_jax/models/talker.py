@@ -11,6 +11,7 @@ Each of its positions hears two tracks, both in the Thinker's width, and their s
 import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from omni_jax.config import TalkerConfig
@@ -30,8 +31,8 @@ class Talker(nn.Module):
     """Code embedding, projection, decoder and codec head. E is the Thinker's width, D the Talker's own."""
 
     config: TalkerConfig
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     unrolled: bool = False
     remat: bool = False
     trace: bool = False
@@ -83,7 +84,7 @@ class Talker(nn.Module):
 
 
 def talker_cache(
-    config: TalkerConfig, *, batch: int, length: int, dtype: jnp.dtype = jnp.float32, unrolled: bool = False
+    config: TalkerConfig, *, batch: int, length: int, dtype: DTypeLike = jnp.float32, unrolled: bool = False
 ) -> KVCache:
     """An empty cache of `length` slots a row."""
     return empty_cache(

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from omni_jax.config import TextConfig
@@ -26,8 +27,8 @@ class Thinker(nn.Module):
     """
 
     config: TextConfig
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     unrolled: bool = False
     remat: bool = False
     trace: bool = False
@@ -77,7 +78,7 @@ class Thinker(nn.Module):
 
 
 def thinker_cache(
-    config: TextConfig, *, batch: int, length: int, dtype: jnp.dtype = jnp.float32, unrolled: bool = False
+    config: TextConfig, *, batch: int, length: int, dtype: DTypeLike = jnp.float32, unrolled: bool = False
 ) -> KVCache:
     """An empty cache of `length` slots a row."""
     return empty_cache(

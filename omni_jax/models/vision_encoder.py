@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from omni_jax.config import VisionEncoderConfig
@@ -24,20 +25,20 @@ class VisionLayout:
     """Which patches attend to each other: by window in most layers, by whole frame in the others.
 
     `*_slots` hold the packed index at each place of each block (P marks an empty place), `*_home` the flat place of
-    each packed patch.
+    each packed patch. See `attend_within_blocks`.
     """
 
     coordinates: Int[Array, "P 2"]
     window_slots: Int[Array, "W M"]
     window_home: Int[Array, "P"]
-    frame_slots: Int[Array, "F N"]
+    frame_slots: tuple[Int[Array, "_ _"], ...]  # a table for each size class of frames
     frame_home: Int[Array, "P"]
 
 
 class VisionLayer(nn.Module):
     config: VisionEncoderConfig
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: DTypeLike
+    param_dtype: DTypeLike
     trace: bool = False
 
     @nn.compact
@@ -60,8 +61,8 @@ class _Attention(nn.Module):
     width: int
     heads: int
     head_dim: int
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: DTypeLike
+    param_dtype: DTypeLike
     stddev: float
 
     @nn.compact
@@ -77,7 +78,7 @@ class _Attention(nn.Module):
         out = jax.lax.cond(
             whole_frame,
             lambda q, k, v: attend_within_blocks(q, k, v, slots=layout.frame_slots, home=layout.frame_home),
-            lambda q, k, v: attend_within_blocks(q, k, v, slots=layout.window_slots, home=layout.window_home),
+            lambda q, k, v: attend_within_blocks(q, k, v, slots=(layout.window_slots,), home=layout.window_home),
             query,
             key,
             value,
@@ -89,8 +90,8 @@ class PatchMerger(nn.Module):
     """Norm, then four neighbouring patches through a two-layer GELU network to one token."""
 
     config: VisionEncoderConfig
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: DTypeLike
+    param_dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "P D"]) -> Float[Array, "Q H"]:
@@ -107,8 +108,8 @@ class VisionEncoder(nn.Module):
     """Packed patches to merged tokens."""
 
     config: VisionEncoderConfig
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     trace: bool = False
 
     @nn.compact

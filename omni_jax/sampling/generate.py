@@ -20,7 +20,7 @@ from input_pipeline.packing import BUCKETS, OmniInputs, bucket, pack_batch
 from input_pipeline.request import Request, prepare
 from input_pipeline.tokenizer import StreamDecoder, Tokenizer
 from omni_jax.config import OmniConfig, ProcessorConfig
-from omni_jax.errors import CapacityError, PromptError
+from omni_jax.errors import CapacityError, NumericsError, PromptError
 from omni_jax.layers.decoder import unroll_params
 from omni_jax.models.vision_encoder import VisionLayout
 from omni_jax.sampling import programs
@@ -141,6 +141,7 @@ class Sampler:
 
         Raises:
             CapacityError: a prompt that no bucket holds.
+            NumericsError: the model gave NaN or infinity for a row.
         """
         if not requests:
             return
@@ -162,7 +163,7 @@ class Sampler:
 
         started = time.perf_counter()
         thinker = dict(config=self.config.thinker_config.text_config, dtype=self.dtype, unrolled=self.unrolled)
-        state, first, done = programs.first_token(
+        state, first, *flags = programs.first_token(
             self.params["thinker"],
             prefilled.last_hidden,
             prefilled.seen,
@@ -175,21 +176,27 @@ class Sampler:
         )
         state = state.replace(cache=prefilled.cache)
         followers = [_Follower(row, self.tokenizer, self.stop_ids) for row in range(len(requests))]
-        pending = deque([(first[:, None], done)])
+        pending = deque([(first[:, None], *flags)])
         steps = 4  # a short first block: the first words come soon
         while pending:
             # keep one block in flight beyond the one that the host reads
             if len(pending) < 2 and not all(follower.ended for follower in followers):
-                state, tokens, done = programs.decode(
+                state, tokens, *flags = programs.decode(
                     self.params["thinker"],
                     state,
                     jnp.int32(min(steps, self.block)),
                     block=self.block,
                     **thinker,
                 )
-                pending.append((tokens, done))
+                pending.append((tokens, *flags))
                 steps = self.block
-            tokens, done = (np.asarray(part) for part in pending.popleft())
+            tokens, done, broken = (np.asarray(part) for part in pending.popleft())
+            if broken.any():
+                raise NumericsError(
+                    f"Request {int(broken.argmax())}: the model's logits are not finite after "
+                    f"{followers[int(broken.argmax())].count} tokens. Check the weights with `omni-jax parity "
+                    "--checkpoint`, use --dtype float32, or choose a repetition penalty nearer to 1."
+                )
             for follower in followers:
                 yield from follower.take(tokens[follower.row], bool(done[follower.row]))
             if all(follower.ended for follower in followers):
@@ -307,7 +314,7 @@ def cache_length(inputs: OmniInputs, max_new_tokens: Sequence[int]) -> int:
 def vision_layout(vision: Any) -> VisionLayout:
     """The device part of a packed `VisionBatch`."""
     names = ("coordinates", "window_slots", "window_home", "frame_slots", "frame_home")
-    return VisionLayout(**{name: jnp.asarray(getattr(vision, name)) for name in names})
+    return VisionLayout(**{name: jax.tree.map(jnp.asarray, getattr(vision, name)) for name in names})
 
 
 def warper_options(options: Sequence[SamplingOptions], batch: int) -> WarperOptions:

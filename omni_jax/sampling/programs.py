@@ -34,6 +34,7 @@ class DecodeState:
     step: Int[Array, "B"]  # tokens generated so far
     token: Int[Array, "B"]  # the last generated token
     done: Bool[Array, "B"]
+    broken: Bool[Array, "B"]  # no logit was finite; the row is done, and its last token means nothing
     seen: Bool[Array, "B V"]  # tokens of the prompt and the answer, for the repetition penalty
     options: WarperOptions
     limit: Int[Array, "B"]  # most tokens to generate
@@ -124,30 +125,31 @@ def first_token(
     config: TextConfig,
     dtype,
     unrolled: bool,
-) -> tuple[DecodeState, Int[Array, "B"], Bool[Array, "B"]]:
+) -> tuple[DecodeState, Int[Array, "B"], Bool[Array, "B"], Bool[Array, "B"]]:
     """Samples each row's first token from its last prompt position. Padding rows (length 0) start out done.
 
     Returns:
         The state, with `cache` left for the caller to fill in (so that this program does not depend on its length);
-        and the token and done once more, which outlive the donation of the state.
+        and token, done and broken once more, which outlive the donation of the state.
     """
     zeros = jnp.zeros_like(lengths)
     logits = Thinker(config, dtype=dtype, unrolled=unrolled).apply({"params": params}, hidden, method="logits")
-    token = draw(warp(logits, seen, options), options, zeros)
+    logits = warp(logits, seen, options)
+    token, broken = draw(logits, options, zeros), (lengths > 0) & ~jnp.isfinite(jnp.max(logits, axis=-1))
     seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
-    done = (lengths == 0) | (limit <= 1) | jnp.any(token[:, None] == stops, axis=1)
-    state = DecodeState(None, lengths, positions, zeros + 1, token, done, seen, options, limit, stops)
-    return state, token, done
+    done = broken | (lengths == 0) | (limit <= 1) | jnp.any(token[:, None] == stops, axis=1)
+    state = DecodeState(None, lengths, positions, zeros + 1, token, done, broken, seen, options, limit, stops)
+    return state, token, done, broken
 
 
 @partial(jax.jit, static_argnames=("config", "dtype", "unrolled", "block"), donate_argnums=1)
 def decode(
     params: Params, state: DecodeState, steps: Int[Array, ""], *, config: TextConfig, dtype, unrolled: bool, block: int
-) -> tuple[DecodeState, Int[Array, "B K"], Bool[Array, "B"]]:
+) -> tuple[DecodeState, Int[Array, "B K"], Bool[Array, "B"], Bool[Array, "B"]]:
     """Up to `steps` (at most `block`) tokens for each row, in a loop on the device that ends when all rows are done.
 
     Returns:
-        The new state; tokens [B, block], -1 where a row had already ended; done.
+        The new state; tokens [B, block], -1 where a row had already ended; done; broken.
     """
     thinker = Thinker(config, dtype=dtype, unrolled=unrolled)
     rows = jnp.arange(state.token.shape[0])
@@ -162,9 +164,11 @@ def decode(
         position_ids = jnp.broadcast_to(state.position[None, :, None], (3, rows.shape[0], 1))
         out = thinker.apply({"params": params}, embeddings, position_ids, state.cache, state.slot, method="decode")
         logits = thinker.apply({"params": params}, out.hidden_states[:, 0], method="logits")
-        token = draw(warp(logits, state.seen, state.options), state.options, state.step)
+        logits = warp(logits, state.seen, state.options)
+        token = draw(logits, state.options, state.step)
+        broken = state.broken | (~state.done & ~jnp.isfinite(jnp.max(logits, axis=-1)))
         step = state.step + 1
-        done = state.done | (step >= state.limit) | jnp.any(token[:, None] == state.stops, axis=1)
+        done = state.done | broken | (step >= state.limit) | jnp.any(token[:, None] == state.stops, axis=1)
         # a finished row goes on in place, unheard: its slot, position and step stand still
         live = (~state.done).astype(jnp.int32)
         tokens = tokens.at[:, index].set(jnp.where(state.done, -1, token))
@@ -175,13 +179,14 @@ def decode(
             step=state.step + live,
             token=jnp.where(state.done, state.token, token),
             done=done,
+            broken=broken,
             seen=state.seen.at[rows, token].max(~state.done),
         )
         return index + 1, state, tokens
 
     tokens = jnp.full((rows.shape[0], block), -1, jnp.int32)
     _, state, tokens = jax.lax.while_loop(going, advance, (jnp.int32(0), state, tokens))
-    return state, tokens, state.done
+    return state, tokens, state.done, state.broken
 
 
 PROGRAMS = (encode_audio, encode_vision, embed, place, new_prefill, prefill, first_token, decode)

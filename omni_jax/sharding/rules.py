@@ -25,6 +25,10 @@ SAMPLING: Rules = {
 }
 
 
+# Axes that stay whole where they do not divide: few key-value heads are shared by many query heads.
+MAY_STAY_WHOLE = frozenset({"kv_heads"})
+
+
 def partition_spec(names: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
     """The spec of a parameter whose axes have `names`. A mesh axis is used once, by the first axis that claims it."""
     used: set[str] = set()
@@ -50,9 +54,11 @@ def shardings(logical_axes: Mapping[str, Any], shapes: Mapping[str, Any], mesh: 
 
     def one(path, names, leaf):
         spec = partition_spec(names, rules)
-        for name, size, axis in zip(names, leaf.shape, spec):
+        for place, (name, size, axis) in enumerate(zip(names, leaf.shape, spec)):
             parts = mesh.shape[axis] if axis else 1
-            if size % parts:
+            if size % parts and name in MAY_STAY_WHOLE:
+                spec = PartitionSpec(*spec[:place], None, *spec[place + 1 :])
+            elif size % parts:
                 fits = ", ".join(str(n) for n in range(1, parts + 1) if size % n == 0)
                 where = jax.tree_util.keystr(path, simple=True, separator="/")
                 wrong.append(

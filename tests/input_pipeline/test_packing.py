@@ -131,7 +131,8 @@ def assert_consistent(batch, items):
     cells = batch.patches.reshape(total // 4, -1)[batch.rows]
     np.testing.assert_array_equal(cells.reshape(real, -1), everything)
     assert (batch.patches[real:] == 0).all()
-    for slots, home in ((batch.window_slots, batch.window_home), (batch.frame_slots, batch.frame_home)):
+    frame_slots = np.concatenate([table.ravel() for table in batch.frame_slots])
+    for slots, home in ((batch.window_slots, batch.window_home), (frame_slots, batch.frame_home)):
         held = slots[slots < total]
         np.testing.assert_array_equal(np.sort(held), np.arange(real))  # every real patch exactly once
         assert slots.max() <= total and 0 <= home.min() <= home.max() < slots.size
@@ -143,10 +144,16 @@ def assert_consistent(batch, items):
     for i, item in enumerate(items):
         for j, number in enumerate(item.pixels[:, 0]):
             frame_of[number] = i, j // (item.grid[1] * item.grid[2])
-    for slots in (batch.window_slots, batch.frame_slots):
+    for slots in (batch.window_slots, *batch.frame_slots):
         for row in slots:
             assert len({frame_of[n] for n in numbers[row[row < total]]}) <= 1
-    assert sum(item.grid[0] for item in items) == (batch.frame_slots < total).any(axis=1).sum()
+    assert sum(item.grid[0] for item in items) == len(batch.frames())
+
+
+def test_a_small_frame_beside_a_large_picture_is_not_padded_to_its_size():
+    batch = pack_vision([patches((1, 40, 40)), patches((6, 8, 8), first=2000)], VISION)
+    pairs = sum(table.shape[0] * table.shape[1] ** 2 for table in batch.frame_slots)
+    assert pairs <= 2 * (1600**2 + 6 * 128**2)
 
 
 def boundaries(slots, total):
@@ -157,13 +164,13 @@ def test_window_order_of_a_picture_of_6_by_10_cells():
     batch = pack_vision([patches((1, 12, 20))], VISION)
     assert np.argsort(batch.rows)[:9].tolist() == [0, 1, 2, 3, 10, 11, 12, 13, 20]
     assert boundaries(batch.window_slots, 256) == [0, 64, 128, 160, 192, 224, 240]
-    assert boundaries(batch.frame_slots, 256) == [0, 240]
+    assert [len(frame) for frame in batch.frames()] == [240]
 
 
 def test_windows_of_a_picture_and_a_film():
     batch = pack_vision([patches((1, 4, 6)), patches((2, 10, 10), first=100)], VISION)
     assert boundaries(batch.window_slots, 256) == [0, 24, 88, 104, 120, 124, 188, 204, 220, 224]
-    assert boundaries(batch.frame_slots, 256) == [0, 24, 124, 224]
+    assert [len(frame) for frame in batch.frames()] == [24, 100, 100]
 
 
 def test_coordinates_follow_their_patches():
@@ -234,8 +241,8 @@ def gathered(inputs, row):
             padded = np.append(vision.patches[:, 0], np.float32(0))
             cell = slice(4 * source, 4 * source + 4)
             window = vision.window_home[cell] // vision.window_slots.shape[1]
-            frame = vision.frame_home[cell] // vision.frame_slots.shape[1]
-            in_frame = padded[vision.frame_slots[frame[0]]]
+            (frame,) = [frame for frame in vision.frames() if cell.start in frame]
+            in_frame = padded[frame]
             seen.append(
                 (
                     vision.patches[cell, 0].tolist(),

@@ -322,3 +322,12 @@ def test_damaged_stored_values_are_reported(imported, tmp_path):
             chunk.unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
         restore_params(folder, read_config(folder))
+
+
+def test_overwriting_removes_nothing_but_a_checkpoint(published, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "letters.txt").write_text("dear diary")
+    with pytest.raises(CheckpointError, match="other things than a checkpoint"):
+        import_checkpoint(published, home, overwrite=True)
+    assert (home / "letters.txt").read_text() == "dear diary"

@@ -32,7 +32,7 @@ def random_inputs(batch, length, heads, kv_heads, keys, width, seed=0):
     key, value = (rng.normal(size=(batch, kv_heads, keys, width)).astype(np.float32) for _ in range(2))
     mask = rng.random((batch, length, keys)) < 0.5
     mask[:, :, 0] = True
-    return query, key, value, mask
+    return tuple(jnp.asarray(x) for x in (query, key, value, mask))
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_pieces_equal_the_whole(monkeypatch):
 
 def test_slots_of_a_cache_that_are_not_in_use_are_not_read():
     query, key, value, _ = random_inputs(2, 1, 4, 2, 2048, 8)
-    used = np.array([5, 1500])
-    mask = np.arange(2048)[None, None] < used[:, None, None]
+    used = jnp.asarray([5, 1500])
+    mask = jnp.arange(2048)[None, None] < used[:, None, None]
     expected = plain(query, key, value, mask)
-    value[0, :, 512:] = np.nan  # a product with zero would show it
+    value = value.at[0, :, 256:].set(jnp.nan)  # a product with zero would show it
     np.testing.assert_allclose(attend(query, key, value, mask, used), expected, atol=2e-6)
 
 
@@ -93,8 +93,8 @@ def test_positions_attend_within_their_own_block_only(sizes, padding):
         home[first : first + size] = block * places + np.arange(size)
         first += size
     rng = np.random.default_rng(0)
-    query, key, value = (rng.normal(size=(length, 2, 4)).astype(np.float32) for _ in range(3))
-    out = attend_within_blocks(query, key, value, slots=jnp.asarray(slots), home=jnp.asarray(home))
+    query, key, value = (jnp.asarray(rng.normal(size=(length, 2, 4)), jnp.float32) for _ in range(3))
+    out = attend_within_blocks(query, key, value, slots=[jnp.asarray(slots)], home=jnp.asarray(home))
     first = 0
     for size in sizes:
         here = slice(first, first + size)

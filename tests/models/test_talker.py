@@ -87,7 +87,7 @@ def test_chunks_over_a_cache_equal_the_whole(config, params, inputs, whole, unro
 
 
 def test_a_place_without_a_code_hears_the_text_alone(config, params, inputs):
-    talker, text = Talker(config.talker_config), inputs["text"]
+    talker, text = Talker(config.talker_config), jnp.asarray(inputs["text"])
     combine = jax.jit(lambda codes: talker.apply({"params": params}, text, codes, method="combine"))
     np.testing.assert_array_equal(combine(np.full((BATCH, LENGTH), -1, np.int32)), text)
     spoken = combine(np.full((BATCH, LENGTH), 3, np.int32))

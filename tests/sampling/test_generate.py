@@ -7,7 +7,7 @@ import pytest
 
 from input_pipeline.packing import BUCKETS
 from input_pipeline.request import assemble, prepare
-from omni_jax.errors import CapacityError, PromptError
+from omni_jax.errors import CapacityError, NumericsError, PromptError
 from omni_jax.sampling import programs
 from omni_jax.sampling.generate import Sampler
 from omni_jax.sampling.options import SamplingOptions
@@ -90,6 +90,19 @@ def test_a_prompt_longer_than_the_model_is_refused_with_the_count(sampler):
         prepare(words, sampler.tokenizer, sampler.config, sampler.processor)
 
 
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_logits_that_are_not_finite_are_an_error_and_not_an_answer(sampler, requests, tiny_checkpoint, when):
+    broken = Sampler.from_checkpoint(tiny_checkpoint[1], chunk=64)
+    thinker = broken.params["thinker"]
+    if when == "at once":
+        thinker["final_norm"]["scale"] = thinker["final_norm"]["scale"] * np.nan
+    else:  # the first token itself has a NaN embedding
+        first = sampler.generate(requests[:1], SamplingOptions(max_new_tokens=1))[0].token_ids[0]
+        thinker["embed"]["embedding"] = thinker["embed"]["embedding"].at[first].set(np.nan)
+    with pytest.raises(NumericsError, match="Request 0.*not finite"):
+        broken.generate(requests[:1], SamplingOptions(max_new_tokens=8))
+
+
 def test_no_requests_give_no_answers(sampler):
     assert sampler.generate([]) == []
 
@@ -113,6 +126,8 @@ def test_fifty_unlike_requests_compile_a_bounded_number_of_programs(sampler):
         if number % 3 == 1:
             height, width = rng.integers(60, 300, 2)
             content.append({"type": "image", "image": rng.integers(0, 255, (height, width, 3)).astype(np.uint8)})
+        if number % 10 == 5:
+            content = [{"type": "video", "video": (rng.integers(0, 255, (4, 50, 60, 3)).astype(np.uint8), 2.0)}]
         if number % 4 == 2:
             samples = rng.normal(size=int(rng.integers(2000, 16000 * 7))) * 0.1
             content.append({"type": "audio", "audio": (samples.astype(np.float32), 16000)})

@@ -60,9 +60,14 @@ def test_what_does_not_divide_is_named_with_the_sizes_that_fit():
             shardings(*logical_axes(preset("qwen2.5-omni-7b"), ["thinker"]), make_mesh(tensor=8), SAMPLING)
         except ShardingError as error:
             print(error)
+        placed = shardings(*logical_axes(preset("qwen2.5-omni-7b"), ["thinker"]), make_mesh(fsdp=8), SAMPLING)
+        placed = shardings(*logical_axes(preset("qwen2.5-omni-3b"), ["thinker"]), make_mesh(tensor=8), SAMPLING)
+        print(tuple(placed["thinker"]["layers"]["attention"]["key"]["kernel"].spec))
     """)
-    assert "thinker/layers/attention/key/kernel: axis kv_heads of size 4" in printed
-    assert "tensor = 8 (fits: 1, 2, 4)" in printed
+    assert "thinker/layers/attention/query/kernel: axis heads of size 28 does not divide over tensor = 8" in printed
+    assert "(fits: 1, 2, 4, 7)" in printed
+    assert "kv_heads" not in printed  # few heads stay whole
+    assert printed.splitlines()[-1] == "(None, 'fsdp', None, None)"
 
 
 def test_answers_of_a_mesh_equal_those_of_one_device(tiny_checkpoint):
