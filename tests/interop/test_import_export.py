@@ -279,6 +279,7 @@ def test_an_interrupted_import_leaves_nothing_behind(published, tmp_path, interr
 def test_an_existing_folder_is_kept_unless_asked_to_overwrite_it(published, source, tmp_path):
     ours = tmp_path / "ours"
     ours.mkdir()
+    (ours / "config.json").write_text("{}")  # as a checkpoint has
     (ours / "diary.txt").write_text("mine")
     assert "not empty" in refused(published, ours)
     rewrite(source, lambda t: t["talker.codec_head.weight"].fill(np.nan))
