@@ -30,13 +30,13 @@ def write_aside(
         raise _unwritable(destination, error) from error
     if used and not overwrite:
         raise CheckpointError(f"{destination} exists and is not empty. Choose another folder, or ask to overwrite it.")
+    if used and keep is not None and _inside(keep, destination):
+        raise CheckpointError(f"{destination} holds {keep}, which is being read. Choose another folder to write to.")
     if used and not (destination / "config.json").is_file():
         raise CheckpointError(
             f"{destination} holds other things than a checkpoint (no config.json). Only checkpoints are overwritten: "
             "choose another folder, or empty this one."
         )
-    if used and keep is not None and _inside(keep, destination):
-        raise CheckpointError(f"{destination} holds {keep}, which is being read. Choose another folder to write to.")
 
     partial = destination.with_name(f"{destination.name}.partial-{os.getpid()}")
     replaced = destination.with_name(f"{destination.name}.replaced-{os.getpid()}")

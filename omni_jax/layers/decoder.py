@@ -2,9 +2,8 @@
 
 The canonical layout stacks the layers on a leading axis and scans over them (`nn.scan`). For sampling on a CPU the
 same layers can run unrolled, each with its own parameters: XLA's CPU back end copies a layer's weights out of the
-stack at every step of a scan, which was measured to make a decode step two to three times slower. Kernels then have
-their output axes first, which its matrix-vector product reads a fifth faster. `unroll_params` turns the canonical
-parameters into that form; nothing on disk or in training ever has it.
+stack at every step of a scan, which was measured to make a decode step two to three times slower. `unroll_params`
+turns the canonical parameters into that form; nothing on disk or in training ever has it.
 """
 
 import operator
@@ -21,7 +20,7 @@ from omni_jax.config import TalkerConfig, TextConfig
 from omni_jax.layers.attention import attend
 from omni_jax.layers.feed_forward import GatedFeedForward
 from omni_jax.layers.kv_cache import KVCache
-from omni_jax.layers.linear import Linear, transpose_kernels
+from omni_jax.layers.linear import Linear
 from omni_jax.layers.norms import RMSNorm
 from omni_jax.layers.rotary import Tables, rotate, tmrope_tables
 
@@ -32,7 +31,6 @@ class SelfAttention(nn.Module):
     config: TextConfig | TalkerConfig
     dtype: DTypeLike
     param_dtype: DTypeLike
-    transposed: bool = False
 
     @nn.compact
     def __call__(self, x, cache: KVCache | None, layer, tables: Tables, mask, start):
@@ -44,7 +42,6 @@ class SelfAttention(nn.Module):
             config.head_dim,
         )
         common = dict(dtype=self.dtype, param_dtype=self.param_dtype, stddev=config.initializer_range)
-        common["transposed"] = self.transposed
         into = dict(use_bias=True, **common)
         query = Linear((width,), (heads, head_dim), ("embed", "heads", "head_dim"), name="query", **into)(x)
         key = Linear((width,), (kv_heads, head_dim), ("embed", "kv_heads", "head_dim"), name="key", **into)(x)
@@ -68,13 +65,11 @@ class DecoderLayer(nn.Module):
     dtype: DTypeLike
     param_dtype: DTypeLike
     trace: bool = False
-    transposed: bool = False
 
     @nn.compact
     def __call__(self, carry, layer, tables: Tables, mask, start):
         x, cache = carry
         config, kinds = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        kinds["transposed"] = self.transposed
         norm = dict(epsilon=config.rms_norm_eps, param_dtype=self.param_dtype)
         out, cache = SelfAttention(config, name="attention", **kinds)(
             RMSNorm(name="attention_norm", **norm)(x), cache, layer, tables, mask, start
@@ -126,7 +121,7 @@ class Decoder(nn.Module):
         mask = _causal_mask(length, cache, start, segment_ids)
 
         layer = nn.remat(DecoderLayer, prevent_cse=False) if self.remat else DecoderLayer
-        options = dict(dtype=self.dtype, param_dtype=self.param_dtype, trace=self.trace, transposed=self.unrolled)
+        options = dict(dtype=self.dtype, param_dtype=self.param_dtype, trace=self.trace)
         if self.unrolled:
             outputs = []
             for index in range(config.num_hidden_layers):
@@ -161,11 +156,11 @@ def _causal_mask(length, cache, start, segment_ids) -> Bool[Array, "B T S"]:
 def unroll_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Canonical parameters of a model around a `Decoder` to those of its unrolled form.
 
-    `layers` becomes `layers_0`, `layers_1`, …, and kernels are transposed. The input is left as it is: drop it
+    `layers` becomes `layers_0`, `layers_1`, …. The input is left as it is: drop it
     afterwards to get its memory back.
     """
     out = {name: value for name, value in params.items() if name != "layers"}
     count = jax.tree.leaves(params["layers"])[0].shape[0]
     for index in range(count):
         out[f"layers_{index}"] = jax.tree.map(operator.itemgetter(index), params["layers"])
-    return transpose_kernels(out, split=lambda name: 2 if name == "out" else 1)
+    return out

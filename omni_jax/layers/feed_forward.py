@@ -18,12 +18,10 @@ class GatedFeedForward(nn.Module):
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     stddev: float = 0.02
-    transposed: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         common = dict(use_bias=self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype, stddev=self.stddev)
-        common["transposed"] = self.transposed
         gate = Linear((self.width,), (self.hidden,), ("embed", "mlp"), name="gate", **common)(x)
         up = Linear((self.width,), (self.hidden,), ("embed", "mlp"), name="up", **common)(x)
         return Linear((self.hidden,), (self.width,), ("mlp", "embed"), name="down", **common)(jax.nn.silu(gate) * up)

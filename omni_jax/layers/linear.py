@@ -1,8 +1,7 @@
 """Linear maps whose kernels name their axes."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,8 +14,6 @@ class Linear(nn.Module):
 
     Linear((D,), (N, H), ("embed", "heads", "head_dim")): [..., D] -> [..., N, H]
     Linear((N, H), (D,), ("heads", "head_dim", "embed")): [..., N, H] -> [..., D]
-
-    With `transposed`, the kernel's output axes come first: see `transpose_kernels`.
     """
 
     in_shape: Sequence[int]
@@ -26,19 +23,14 @@ class Linear(nn.Module):
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     stddev: float = 0.02
-    transposed: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         in_shape, out_shape, axes = tuple(self.in_shape), tuple(self.out_shape), tuple(self.axes)
-        shape, names, split = in_shape + out_shape, axes, len(in_shape)
-        if self.transposed:
-            shape, names = out_shape + in_shape, axes[split:] + axes[:split]
-        initializer = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), names)
-        kernel = self.param("kernel", initializer, shape, self.param_dtype).astype(self.dtype)
-        kernel = (
-            kernel.reshape(-1, math.prod(in_shape)).T if self.transposed else kernel.reshape(math.prod(in_shape), -1)
-        )
+        split = len(in_shape)
+        initializer = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), axes)
+        kernel = self.param("kernel", initializer, in_shape + out_shape, self.param_dtype).astype(self.dtype)
+        kernel = kernel.reshape(math.prod(in_shape), -1)
         batch = x.shape[: x.ndim - split]
         # One plain matrix product: every back end has its fastest path for it, and the reshapes are free.
         out = x.astype(self.dtype).reshape(*batch, math.prod(in_shape)) @ kernel
@@ -47,26 +39,6 @@ class Linear(nn.Module):
             bias = self.param("bias", initializer, out_shape, self.param_dtype)
             out = out + bias.astype(self.dtype).reshape(-1)
         return out.reshape(*batch, *out_shape)
-
-
-def transpose_kernels(params: Mapping[str, Any], *, split: Callable[[str], int]) -> dict[str, Any]:
-    """Puts the output axes of every kernel first, for modules with `transposed` set.
-
-    Args:
-        params: a tree of parameters; leaves that are not named `kernel` stay as they are.
-        split: the number of input axes of the kernel of the module of a given name.
-    """
-
-    def visit(name: str, node: Any) -> Any:
-        if not isinstance(node, Mapping):
-            return node
-        out = {key: visit(key, value) for key, value in node.items()}
-        if "kernel" in node:
-            count, axes = split(name), range(node["kernel"].ndim)
-            out["kernel"] = node["kernel"].transpose(*axes[count:], *axes[:count])
-        return out
-
-    return visit("", params)
 
 
 class Embed(nn.Module):

@@ -41,14 +41,13 @@ class Talker(nn.Module):
         config, kinds = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
         common = dict(stddev=config.initializer_range, **kinds)
         widths = (config.embedding_size,), (config.hidden_size,)
-        linear = dict(transposed=self.unrolled, **common)
         self.embed_codes = Embed(
             config.vocab_size, config.embedding_size, ("vocab", "code_embed"), name="embed", **common
         )
-        self.projection = Linear(*widths, ("code_embed", "embed"), use_bias=True, **linear)
+        self.projection = Linear(*widths, ("code_embed", "embed"), use_bias=True, **common)
         self.decoder = Decoder(config, unrolled=self.unrolled, remat=self.remat, trace=self.trace, **kinds)
         nn.share_scope(self, self.decoder)  # talker/layers, not talker/decoder/layers
-        self.codec_head = Linear((config.hidden_size,), (config.vocab_size,), ("embed", "vocab"), **linear)
+        self.codec_head = Linear((config.hidden_size,), (config.vocab_size,), ("embed", "vocab"), **common)
 
     def combine(self, text: Float[Array, "B T E"], codes: Int[Array, "B T"]) -> Float[Array, "B T E"]:
         """The sum of both tracks; a code of -1 adds nothing. Other ids outside the table are the caller's to reject."""

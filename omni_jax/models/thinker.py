@@ -45,7 +45,6 @@ class Thinker(nn.Module):
             (config.vocab_size,),
             ("embed", "vocab"),
             stddev=config.initializer_range,
-            transposed=self.unrolled,
             **kinds,
         )
 
