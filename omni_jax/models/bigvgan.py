@@ -5,6 +5,8 @@ So a row in a batch with `lengths` is exactly what it is alone.
 """
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from omni_jax.config import BigVGANConfig
+from omni_jax.errors import ConfigError
 from omni_jax.layers import periodic
 from omni_jax.layers.convolution import Conv1d, ConvTranspose1d, keep_frames
 
@@ -114,3 +117,75 @@ def receptive_field_frames(config: BigVGANConfig) -> int:
 
     spans = [span(sample) for sample in range(samples_per_frame(config))]
     return max(max(-low, high) for low, high in spans)
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """How mel that comes in blocks is turned into sound: one window of whole blocks for each block that comes.
+
+    Let 24n frames be known. Those up to 24n - context are spoken, the others wait for their context on the right:
+
+        block comes        0          1          2          3      (context 20)
+        frames spoken      0 … 3      4 … 27     28 … 51    52 … 75    and with the last block all that is left
+        window of blocks   0          0 1        0 1 2      1 2 3
+
+    What a window speaks does not depend on when its blocks came.
+
+    Args:
+        block: frames of a block.
+        context: frames kept on either side, at least. `receptive_field_frames` (34) makes a window equal to the whole
+            by construction; at 20 the difference was measured at 2e-6 of the waveform's deviation, and sound comes
+            140 ms sooner.
+    """
+
+    block: int
+    context: int
+
+    def __post_init__(self):
+        if self.context < 0:
+            raise ConfigError(f"The vocoder's context is a number of mel frames, not {self.context}.")
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a window: 3 for a context of 20 frames, 4 for 34."""
+        return -(-(self.block + 2 * self.context) // self.block)
+
+    @property
+    def spoken(self) -> int:
+        """Most frames that a window speaks: those of a block, and at the end those held back."""
+        return self.block + self.context
+
+    def start(self, index: int) -> int:
+        """First frame of the window of block `index`. Windows begin at the start of the utterance or with a full context,
+        so that nothing has to be masked on their left."""
+        return max(0, (index + 1 - self.blocks) * self.block)
+
+    def span(self, index: int, end: int | None = None) -> tuple[int, int]:
+        """First frame that the window of block `index` speaks, and the one after its last.
+
+        `end`: frames of the utterance, if this block is the last.
+        """
+        first = max(0, index * self.block - self.context)
+        return first, max(first, (index + 1) * self.block - self.context) if end is None else end
+
+
+def vocode_windows(
+    params: Any,
+    config: BigVGANConfig,
+    mel: Float[Array, "W T M"],
+    lengths: Int[Array, " W"],
+    offsets: Int[Array, " W"],
+    *,
+    frames: int,
+) -> Float[Array, "W S"]:
+    """Waveform of `frames` frames of each window, from its frame `offsets` on; S = 240 · frames.
+
+    Args:
+        mel: windows that begin at the start of their utterance, or at least a receptive field before their offset.
+        lengths: true frames of each window. Samples beyond them are zero.
+    """
+    hop = samples_per_frame(config)
+    waveform = BigVGAN(config).apply({"params": params}, mel, lengths)
+    # A slice never reaches beyond its operand's end: it would move to the left.
+    waveform = jnp.pad(waveform, ((0, 0), (0, frames * hop)))
+    return jax.vmap(lambda row, offset: jax.lax.dynamic_slice(row, (offset * hop,), (frames * hop,)))(waveform, offsets)

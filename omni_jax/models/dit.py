@@ -10,6 +10,7 @@ block after, so the cost is linear in length. What one velocity depends on is pr
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -35,10 +36,13 @@ DEFAULT_OPTIONS = FlowOptions()
 
 @flax.struct.dataclass
 class Voice:
-    """A speaker, projected to the width of the network; the null voice is what guidance pushes away from."""
+    """A speaker, projected to the width of the network; the null voice is what guidance pushes away from.
+
+    `null` is shared by all rows, or of each row where rows bring their own (`stack_voices`).
+    """
 
     conditional: Float[Array, "B D"]
-    null: Float[Array, " D"]
+    null: Float[Array, " D"] | Float[Array, "B D"]
 
 
 @flax.struct.dataclass
@@ -46,7 +50,15 @@ class Conditioning:
     """The share of the first layer that does not depend on the flow's state. `null` is None without guidance."""
 
     conditional: Float[Array, "B T D"]
-    null: Float[Array, " D"] | None
+    null: Float[Array, " D"] | Float[Array, "B 1 D"] | None
+
+
+@flax.struct.dataclass
+class Past:
+    """Keys (before rotation) and values of a block, as the layers saw them in one evaluation. R = B · branches rows."""
+
+    key: Float[Array, "*S R F N H"]
+    value: Float[Array, "*S R F N H"]
 
 
 @flax.struct.dataclass
@@ -83,13 +95,17 @@ def _modulated_norm(x: Float[Array, "B T D"], shift: jax.Array, scale: jax.Array
 
 
 class BlockAttention(nn.Module):
-    """Projections around `block_attention`; `window` is the number of one of the model's window shapes."""
+    """Projections around `block_attention`; `window` is the number of one of the model's window shapes.
+
+    With `past`, the block before x is given by its keys and values, `rotary` and `valid` begin with it, and the keys
+    and values of the first block of x are returned as the past of the next.
+    """
 
     config: DiTConfig
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, window, rotary, valid):
+    def __call__(self, x, window, rotary, valid, past=None):
         c = self.config
         heads = (c.num_attention_heads, c.head_dim)
 
@@ -98,6 +114,13 @@ class BlockAttention(nn.Module):
             return Linear((c.hidden_size,), heads, axes, use_bias=True, dtype=self.dtype, name=name)(x)
 
         query, key, value = project("query"), project("key"), project("value")
+        record = None
+        if past is not None:
+            record = Past(key[:, : c.block_size], value[:, : c.block_size])
+            # The past asks nothing: its queries are there to be dropped.
+            query = jnp.pad(query, ((0, 0), (c.block_size, 0), (0, 0), (0, 0)))
+            key = jnp.concatenate([past.key.astype(key.dtype), key], axis=1)
+            value = jnp.concatenate([past.value.astype(value.dtype), value], axis=1)
         query, key = rotate_first_head(query, *rotary), rotate_first_head(key, *rotary)
 
         def attend(look_back, look_ahead):
@@ -106,8 +129,9 @@ class BlockAttention(nn.Module):
             )
 
         attended = jax.lax.switch(window, [attend(*shape) for shape in layer_windows(c)[0]], query, key, value)
+        attended = attended if past is None else attended[:, c.block_size :]
         axes = ("heads", "head_dim", "embed")
-        return Linear(heads, (c.hidden_size,), axes, use_bias=True, dtype=self.dtype, name="out")(attended)
+        return Linear(heads, (c.hidden_size,), axes, use_bias=True, dtype=self.dtype, name="out")(attended), record
 
 
 class FeedForward(nn.Module):
@@ -132,13 +156,14 @@ class Layer(nn.Module):
     trace: bool
 
     @nn.compact
-    def __call__(self, x, modulation, window, rotary, valid):
+    def __call__(self, x, modulation, window, rotary, valid, past):
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.split(modulation, 6, axis=1)
         h = _modulated_norm(x, shift_a, scale_a)
-        x = x + gate_a * BlockAttention(self.config, self.dtype, name="attention")(h, window, rotary, valid)
+        attended, record = BlockAttention(self.config, self.dtype, name="attention")(h, window, rotary, valid, past)
+        x = x + gate_a * attended
         h = _modulated_norm(x, shift_f, scale_f)
         x = x + gate_f * FeedForward(self.config, self.dtype, name="mlp")(h)
-        return x, x if self.trace else None
+        return x, (x if self.trace else None, record)
 
 
 class LayerModulation(nn.Module):
@@ -205,7 +230,7 @@ class DiT(nn.Module):
             nn.remat(Layer, prevent_cse=False) if self.remat else Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast, 0),
             length=c.num_hidden_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, self.dtype, self.trace)
@@ -220,7 +245,8 @@ class DiT(nn.Module):
 
     def condition(self, codes, voice: Voice, guided: bool) -> Conditioning:
         frames = jnp.repeat(self.input("code", self.codes(codes)), self.config.repeats, axis=1)
-        return Conditioning(frames + voice.conditional[:, None], voice.null if guided else None)
+        null = voice.null if voice.null.ndim == 1 else voice.null[:, None]
+        return Conditioning(frames + voice.conditional[:, None], null if guided else None)
 
     def modulate(self, times) -> Modulation:
         hidden = jax.nn.silu(self.time_out(jax.nn.silu(self.time_in(time_features(times)))))
@@ -231,11 +257,14 @@ class DiT(nn.Module):
             final.reshape(-1, 2, self.config.hidden_size),
         )
 
-    def __call__(self, x, modulation: Modulation, conditioning: Conditioning, valid, positions):
+    def __call__(self, x, modulation: Modulation, conditioning: Conditioning, valid, positions, past=None):
         """Velocity of each branch, [B, branches, T, mel_dim]: conditional, then null if the conditioning has one.
 
         `modulation` is for one time, or for one time per row. With `trace`, also returns the hidden states after
         every layer, [L, B, branches, T, D].
+
+        With `past` (leaves [L, B · branches, 24, N, H]) x goes on from a block that is over; `valid` and `positions`
+        begin with that block, and the `Past` of the first block of x is returned as well.
         """
         c = self.config
         batch, time, _ = x.shape
@@ -257,10 +286,13 @@ class DiT(nn.Module):
         rotary = (per_branch(cos), per_branch(sin))
 
         windows = jnp.asarray(layer_windows(c)[1])
-        h, hidden_states = self.layers(h, per_branch(modulation.layers, axis=1), windows, rotary, valid)
+        layers = per_branch(modulation.layers, axis=1)
+        h, (hidden_states, record) = self.layers(h, layers, windows, rotary, valid, past)
         scale, shift = jnp.split(per_branch(modulation.final), 2, axis=1)
         velocity = self.output(_modulated_norm(h, shift, scale)).astype(jnp.float32)
         velocity = velocity.reshape(batch, count, -1, c.mel_dim)[:, :, :time]
+        if past is not None:
+            return velocity, record
         if not self.trace:
             return velocity
         return velocity, hidden_states.reshape(c.num_hidden_layers, batch, count, -1, c.hidden_size)[:, :, :, :time]
@@ -329,6 +361,12 @@ def make_voice(
     return model.apply({"params": params["dit"]}, speaker, timbres[:-1], timbres[-1], method=DiT.voice)
 
 
+def stack_voices(voices: Sequence[Voice]) -> Voice:
+    """One row per given voice."""
+    null = jnp.concatenate([jnp.broadcast_to(voice.null, voice.conditional.shape) for voice in voices])
+    return Voice(jnp.concatenate([voice.conditional for voice in voices]), null)
+
+
 def condition(
     params: dict, config: DiTConfig, codes: Int[Array, "B C"], voice: Voice, *, guided: bool = True, dtype=jnp.float32
 ) -> Conditioning:
@@ -339,6 +377,16 @@ def condition(
 def modulate(params: dict, config: DiTConfig, times: Float[Array, " E"], *, dtype=jnp.float32) -> Modulation:
     """Modulations of all layers for E times, reading their weights (two fifths of the model) once."""
     return DiT(config, dtype=dtype).apply({"params": params["dit"]}, times, method=DiT.modulate)
+
+
+def modulate_solver(params: dict, config: DiTConfig, options: FlowOptions, *, dtype: Any = jnp.float32) -> Modulation:
+    """Modulations of every evaluation that `options` ask for; leaves begin with [intervals, stages]."""
+    times = evaluation_times(options)
+    flat = modulate(params, config, jnp.asarray(times.reshape(-1)), dtype=dtype)
+    return Modulation(  # [intervals, stages, L, 1, 6, D] and [intervals, stages, 1, 2, D]
+        jnp.moveaxis(flat.layers, 1, 0)[:, :, None].reshape(*times.shape, -1, 1, *flat.layers.shape[2:]),
+        flat.final[:, None].reshape(*times.shape, 1, *flat.final.shape[1:]),
+    )
 
 
 def velocity(
@@ -379,15 +427,15 @@ def solve(
     *,
     valid: Bool[Array, "#B T"] | None = None,
     positions: Int[Array, "#B T"] | None = None,
+    modulation: Modulation | None = None,
     dtype: Any = jnp.float32,
 ) -> Float[Array, "B T M"]:
-    """Log mel at the end of the flow. Frames that are not `valid` hold nothing of meaning."""
-    times = evaluation_times(options)
-    flat = modulate(params, config, jnp.asarray(times.reshape(-1)), dtype=dtype)
-    prepared = Modulation(  # [intervals, stages, L, 1, 6, D] and [intervals, stages, 1, 2, D]
-        jnp.moveaxis(flat.layers, 1, 0)[:, :, None].reshape(*times.shape, -1, 1, *flat.layers.shape[2:]),
-        flat.final[:, None].reshape(*times.shape, 1, *flat.final.shape[1:]),
-    )
+    """Log mel at the end of the flow. Frames that are not `valid` hold nothing of meaning.
+
+    `modulation`: what `modulate_solver` gave for these options; computed here if not given.
+    """
+    if modulation is None:
+        modulation = modulate_solver(params, config, options, dtype=dtype)
     if conditioning.null is not None and not options.guided:
         conditioning = conditioning.replace(null=None)
 
@@ -404,7 +452,7 @@ def solve(
             dtype=dtype,
         )
 
-    return integrate(field, noise, options, prepared)
+    return integrate(field, noise, options, modulation)
 
 
 def sample_full(

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from omni_jax.errors import ConfigError
 
@@ -95,18 +95,28 @@ def evaluation_times(options: FlowOptions) -> Float[np.ndarray, "intervals stage
     return (points[:-1, None] + np.diff(points)[:, None] * nodes).astype(np.float32)
 
 
+def block_noise(seed: Int[Array, ""], index: Int[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Normal noise of one block of an utterance. It depends on the seed and the block's index alone, so that whoever
+    computes the block, in whichever window or batch, starts from the same state."""
+    return jax.random.normal(jax.random.fold_in(jax.random.key(seed), index), shape)
+
+
 def integrate(
-    velocity: Callable[[jax.Array, Any], jax.Array],
+    velocity: Callable[[jax.Array, Any], Any],
     initial: Float[Array, "..."],
     options: FlowOptions,
     prepared: Any,
-) -> Float[Array, "..."]:
+    *,
+    recording: bool = False,
+) -> Any:
     """State at t = 1.
 
     Args:
         velocity: (state, prepared at one evaluation) -> d state / dt.
         initial: state at t = 0.
         prepared: pytree whose leaves begin with [intervals, stages]; `evaluation_times(options)` itself will do.
+        recording: `velocity` returns (d state / dt, record), and the result is (state, records), whose leaves begin
+            with [intervals, stages].
     """
     dtype = initial.dtype
     sizes = jnp.asarray(np.diff(time_points(options.num_steps, options.sway_coefficient)), dtype)
@@ -125,14 +135,16 @@ def integrate(
         def stage(slopes, inputs):
             number, row, prepared = inputs
             slope = velocity(state + size * blend(row, slopes), prepared)
-            return slopes.at[number].set(slope), None
+            slope, record = slope if recording else (slope, None)
+            return slopes.at[number].set(slope), record
 
         slopes = jnp.zeros((count, *state.shape), dtype)
-        slopes, _ = jax.lax.scan(stage, slopes, (jnp.arange(count), rows, prepared))
-        return state + size * blend(weights, slopes), None
+        slopes, records = jax.lax.scan(stage, slopes, (jnp.arange(count), rows, prepared))
+        return state + size * blend(weights, slopes), records
 
     # Scanned twice, so that the network is compiled once.
-    return jax.lax.scan(interval, initial, (sizes, jax.tree.map(jnp.asarray, prepared)))[0]
+    state, records = jax.lax.scan(interval, initial, (sizes, jax.tree.map(jnp.asarray, prepared)))
+    return (state, records) if recording else state
 
 
 def guide(conditional: jax.Array, null: jax.Array, scale: float | jax.Array) -> jax.Array:

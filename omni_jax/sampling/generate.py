@@ -158,8 +158,6 @@ class Sampler:
         limit = np.zeros(batch, np.int32)
         limit[: len(each)] = [option.max_new_tokens for option in each]
         limit = np.minimum(limit, length - inputs.lengths)
-        stops = np.full((batch, _MAX_STOPS), -1, np.int32)
-        stops[:, : len(self.stop_ids)] = self.stop_ids
 
         started = time.perf_counter()
         thinker = dict(config=self.config.thinker_config.text_config, dtype=self.dtype, unrolled=self.unrolled)
@@ -171,11 +169,11 @@ class Sampler:
             jnp.asarray(inputs.next_position),
             warper_options(each, batch),
             jnp.asarray(limit),
-            jnp.asarray(stops),
+            stop_table(self.stop_ids, batch),
             **thinker,
         )
         state = state.replace(cache=prefilled.cache)
-        followers = [_Follower(row, self.tokenizer, self.stop_ids) for row in range(len(requests))]
+        followers = [TextFollower(row, self.tokenizer, self.stop_ids) for row in range(len(requests))]
         pending = deque([(first[:, None], *flags)])
         steps = 4  # a short first block: the first words come soon
         while pending:
@@ -191,12 +189,7 @@ class Sampler:
                 pending.append((tokens, *flags))
                 steps = self.block
             tokens, done, broken = (np.asarray(part) for part in pending.popleft())
-            if broken.any():
-                raise NumericsError(
-                    f"Request {int(broken.argmax())}: the model's logits are not finite after "
-                    f"{followers[int(broken.argmax())].count} tokens. Check the weights with `omni-jax parity "
-                    "--checkpoint`, use --dtype float32, or choose a repetition penalty nearer to 1."
-                )
+            check_finite(broken, "text")
             for follower in followers:
                 yield from follower.take(tokens[follower.row], bool(done[follower.row]))
             if all(follower.ended for follower in followers):
@@ -272,26 +265,51 @@ class Sampler:
         return state
 
 
-class _Follower:
+class TextFollower:
     """Turns one row's tokens into events, up to its end."""
 
     def __init__(self, row: int, tokenizer: Tokenizer, stop_ids: tuple[int, ...]):
-        self.row, self.stop_ids, self.ended, self.count = row, stop_ids, False, 0
+        self.row, self.stop_ids, self.reason = row, stop_ids, None
+        self.token_ids: list[int] = []
         self._decoder = StreamDecoder(tokenizer)
 
+    @property
+    def ended(self) -> bool:
+        return self.reason is not None
+
+    @property
+    def count(self) -> int:
+        return len(self.token_ids)
+
     def take(self, tokens: np.ndarray, done: bool) -> Iterator[Event]:
+        """What a block brought; nothing after the end."""
         if self.ended:
             return
         ids = tuple(int(token) for token in tokens if token >= 0)
-        self.count += len(ids)
+        self.token_ids += ids
         text = "".join(self._decoder.push(token) for token in ids if token not in self.stop_ids)
         if not done:
             if ids:
                 yield Event(self.row, text, ids)
             return
-        self.ended = True
-        reason = "stop" if ids and ids[-1] in self.stop_ids else "length"
-        yield Event(self.row, text + self._decoder.flush(), ids, reason)
+        self.reason = "stop" if self.token_ids and self.token_ids[-1] in self.stop_ids else "length"
+        yield Event(self.row, text + self._decoder.flush(), ids, self.reason)
+
+
+def check_finite(broken: np.ndarray, track: str) -> None:
+    """Raises NumericsError if the logits of any row were not finite."""
+    if broken.any():
+        raise NumericsError(
+            f"Request {int(broken.argmax())}: the model's logits are not finite ({track}). Check the weights with "
+            "`omni-jax parity --checkpoint`, use --dtype float32, or choose a repetition penalty nearer to 1."
+        )
+
+
+def stop_table(stop_ids: Sequence[int], batch: int) -> jax.Array:
+    """Stop ids for every row of a batch, padded with -1 to one width."""
+    stops = np.full((batch, _MAX_STOPS), -1, np.int32)
+    stops[:, : len(stop_ids)] = stop_ids
+    return jnp.asarray(stops)
 
 
 def cache_length(inputs: OmniInputs, max_new_tokens: Sequence[int]) -> int:

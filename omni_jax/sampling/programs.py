@@ -84,8 +84,7 @@ def new_prefill(*, config: TextConfig, batch: int, length: int, dtype, unrolled:
     return PrefillState(cache, hidden, jnp.zeros((batch, config.vocab_size), bool))
 
 
-@partial(jax.jit, static_argnames=("config", "dtype", "unrolled"), donate_argnums=1)
-def prefill(
+def prefill_chunk(
     params: Params,
     state: PrefillState,
     embeddings: Float[Array, "B C D"],
@@ -97,8 +96,11 @@ def prefill(
     config: TextConfig,
     dtype,
     unrolled: bool,
-) -> PrefillState:
-    """One chunk of the prompt: positions start…start+C of each row, of which those below `lengths` are real."""
+) -> tuple[PrefillState, Float[Array, "B C D"]]:
+    """One chunk of the prompt: slots start…start+C of each row, of which those below `lengths` are real.
+
+    Returns the hidden states of the chunk as well.
+    """
     thinker = Thinker(config, dtype=dtype, unrolled=unrolled)
     out = thinker.apply({"params": params}, embeddings, position_ids, state.cache, start, method="decode")
     rows, chunk = jnp.arange(token_ids.shape[0]), token_ids.shape[1]
@@ -108,7 +110,13 @@ def prefill(
     last = jnp.where(here[:, None], ends, state.last_hidden)
     real = start[:, None] + jnp.arange(chunk) < lengths[:, None]
     seen = state.seen.at[rows[:, None], token_ids].max(real)
-    return PrefillState(out.cache, last, seen)
+    return PrefillState(out.cache, last, seen), out.hidden_states
+
+
+@partial(jax.jit, static_argnames=("config", "dtype", "unrolled"), donate_argnums=1)
+def prefill(params: Params, state: PrefillState, *chunk: Array, config: TextConfig, dtype, unrolled: bool):
+    """`prefill_chunk` where only the state is wanted."""
+    return prefill_chunk(params, state, *chunk, config=config, dtype=dtype, unrolled=unrolled)[0]
 
 
 @partial(jax.jit, static_argnames=("config", "dtype", "unrolled"), donate_argnames="seen")
@@ -142,6 +150,40 @@ def first_token(
     return state, token, done, broken
 
 
+def decode_step(thinker: Thinker, params: Params, state: DecodeState) -> tuple[DecodeState, Array, Array]:
+    """Feeds each row's last token and draws the next.
+
+    A finished row goes on in place, unheard: its slot, position and step stand still.
+
+    Returns:
+        The new state; token [B], -1 where the row had already ended; and hidden state plus embedding [B, D] of the
+        token that was fed, which is what a Talker hears in its place.
+    """
+    rows = jnp.arange(state.token.shape[0])
+    embeddings = thinker.apply({"params": params}, state.token[:, None], method="embed")
+    position_ids = jnp.broadcast_to(state.position[None, :, None], (3, rows.shape[0], 1))
+    out = thinker.apply({"params": params}, embeddings, position_ids, state.cache, state.slot, method="decode")
+    hidden = out.hidden_states[:, 0]
+    logits = thinker.apply({"params": params}, hidden, method="logits")
+    logits = warp(logits, state.seen, state.options)
+    token = draw(logits, state.options, state.step)
+    broken = state.broken | (~state.done & ~jnp.isfinite(jnp.max(logits, axis=-1)))
+    step = state.step + 1
+    done = state.done | broken | (step >= state.limit) | jnp.any(token[:, None] == state.stops, axis=1)
+    live = (~state.done).astype(jnp.int32)
+    new = state.replace(
+        cache=out.cache,
+        slot=state.slot + live,
+        position=state.position + live,
+        step=state.step + live,
+        token=jnp.where(state.done, state.token, token),
+        done=done,
+        broken=broken,
+        seen=state.seen.at[rows, token].max(~state.done),
+    )
+    return new, jnp.where(state.done, -1, token), hidden + embeddings[:, 0]
+
+
 @partial(jax.jit, static_argnames=("config", "dtype", "unrolled", "block"), donate_argnums=1)
 def decode(
     params: Params, state: DecodeState, steps: Int[Array, ""], *, config: TextConfig, dtype, unrolled: bool, block: int
@@ -152,7 +194,6 @@ def decode(
         The new state; tokens [B, block], -1 where a row had already ended; done; broken.
     """
     thinker = Thinker(config, dtype=dtype, unrolled=unrolled)
-    rows = jnp.arange(state.token.shape[0])
 
     def going(carry):
         index, state, _ = carry
@@ -160,31 +201,10 @@ def decode(
 
     def advance(carry):
         index, state, tokens = carry
-        embeddings = thinker.apply({"params": params}, state.token[:, None], method="embed")
-        position_ids = jnp.broadcast_to(state.position[None, :, None], (3, rows.shape[0], 1))
-        out = thinker.apply({"params": params}, embeddings, position_ids, state.cache, state.slot, method="decode")
-        logits = thinker.apply({"params": params}, out.hidden_states[:, 0], method="logits")
-        logits = warp(logits, state.seen, state.options)
-        token = draw(logits, state.options, state.step)
-        broken = state.broken | (~state.done & ~jnp.isfinite(jnp.max(logits, axis=-1)))
-        step = state.step + 1
-        done = state.done | broken | (step >= state.limit) | jnp.any(token[:, None] == state.stops, axis=1)
-        # a finished row goes on in place, unheard: its slot, position and step stand still
-        live = (~state.done).astype(jnp.int32)
-        tokens = tokens.at[:, index].set(jnp.where(state.done, -1, token))
-        state = state.replace(
-            cache=out.cache,
-            slot=state.slot + live,
-            position=state.position + live,
-            step=state.step + live,
-            token=jnp.where(state.done, state.token, token),
-            done=done,
-            broken=broken,
-            seen=state.seen.at[rows, token].max(~state.done),
-        )
-        return index + 1, state, tokens
+        state, token, _ = decode_step(thinker, params, state)
+        return index + 1, state, tokens.at[:, index].set(token)
 
-    tokens = jnp.full((rows.shape[0], block), -1, jnp.int32)
+    tokens = jnp.full((state.token.shape[0], block), -1, jnp.int32)
     _, state, tokens = jax.lax.while_loop(going, advance, (jnp.int32(0), state, tokens))
     return state, tokens, state.done, state.broken
 

@@ -1,74 +1,46 @@
-"""Speech for finished answers: the Talker's codes, then the waveform ("two-pass" order).
+"""The speaking half of a model: answers in text and speech as they are made, and speech for finished answers.
 
-requests, replies ─► Thinker again, for its states ─► Talker's prompt ─► codes, a block at a time ─► waveform
+    prompt ─► Thinker ─► Talker          a token and a code a step ─► text, sound        `stream`, `generate`
+    prompt and answer ─► Thinker, for its states ─► Talker, codes ─► sound               `speak` ("two-pass")
 
-The Thinker need not have kept anything: its states are computed from the tokens, chunk by chunk, and each chunk goes on
-to the Talker at once. So the states of a long prompt are never all in memory.
+Both give the same codes. The second speaks any text that is given; the first is there before the text is finished.
 """
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline.packing import BUCKETS, OmniInputs, bucket, pack_batch
 from input_pipeline.request import Request
 from omni_jax.errors import CapacityError, CheckpointError, PromptError
 from omni_jax.layers.decoder import unroll_params
-from omni_jax.models.dit import DEFAULT_OPTIONS
-from omni_jax.models.flow import FlowOptions
 from omni_jax.sampling import programs
 from omni_jax.sampling import speech_programs as sp
-from omni_jax.sampling.generate import Sampler, warper_options
+from omni_jax.sampling.generate import Event, Sampler, cache_length, check_finite, warper_options
 from omni_jax.sampling.options import SamplingOptions
+from omni_jax.sampling.pipeline import Answering, CodeFollower
+from omni_jax.sampling.prompting import Prompted, extend, nothing_yet, read_reply, silent_rows
+from omni_jax.sampling.speech_options import (
+    SPEECH,
+    AudioChunk,
+    CodeEvent,
+    End,
+    Span,
+    SpeechOptions,
+    SpokenAnswer,
+    Utterance,
+)
 from omni_jax.sampling.token2wav import Token2Wav
 from omni_jax.sampling.voices import Speaker, choose_speaker, load_speakers
 
 SPEECH_COMPONENTS = ("talker", "speaker_encoder", "dit", "bigvgan")
-# The published settings of the Talker; 4096 codes are 82 s.
-CODE_SAMPLING = SamplingOptions(max_new_tokens=4096, temperature=0.9, top_k=40, top_p=0.8, repetition_penalty=1.05)
-
-
-@dataclass(frozen=True)
-class SpeechOptions:
-    """What a caller may choose about the speech of one request.
-
-    voice: a name; None for the checkpoint's default.
-    codes: how codes are drawn; its max_new_tokens is the limit on codes, its seed that of the noise too.
-    flow: how the DiT's flow is solved.
-    """
-
-    voice: str | None = None
-    codes: SamplingOptions = CODE_SAMPLING
-    flow: FlowOptions = DEFAULT_OPTIONS
-
-
-SPEECH = SpeechOptions()
-
-
-@dataclass(frozen=True)
-class CodeEvent:
-    """New codes of one request, or the end of its speech."""
-
-    row: int
-    codes: tuple[int, ...] = ()
-    finish_reason: str | None = None  # at the end: "stop", "length", or "silent" for a reply without words
-
-
-@dataclass
-class Utterance:
-    """Speech of one reply. `waveform`: float32 [480 · codes] in [-1, 1] at 24 kHz, empty for a silent reply."""
-
-    codes: list[int]
-    finish_reason: str
-    waveform: np.ndarray
-    seconds: dict[str, float] = field(default_factory=dict)
+_GREEDY = SamplingOptions()
 
 
 class Speech:
@@ -88,7 +60,7 @@ class Speech:
             sampler: holds the Thinker and the encoders; the Talker runs in its dtype.
             params: talker, speaker_encoder, dit and bigvgan; the last three are used in float32.
             speakers: voices by name.
-            block: codes that the device generates before the host looks.
+            block: steps that the device makes before the host looks; 12 codes are a block of the DiT.
 
         Raises:
             CheckpointError: the model has no Talker.
@@ -96,6 +68,10 @@ class Speech:
         if not sampler.config.speaks:
             raise CheckpointError("This checkpoint has no Talker, so it cannot speak. Use one with audio output.")
         self.sampler, self.speakers, self.block = sampler, dict(speakers), block
+        self.thinker_config, self.talker_config = (
+            sampler.config.thinker_config.text_config,
+            sampler.config.talker_config,
+        )
         talker = params["talker"]
         self.params = unroll_params(talker) if sampler.unrolled else talker
         self.token2wav = Token2Wav(params, sampler.config.token2wav_config)
@@ -113,6 +89,103 @@ class Speech:
         talker = restore_params(folder, sampler.config, dtype=sampler.dtype, components=("talker",))
         sound = restore_params(folder, sampler.config, dtype=jnp.float32, components=SPEECH_COMPONENTS[1:])
         return cls(sampler, talker | sound, speakers, block=block)
+
+    def stream(
+        self,
+        requests: Sequence[Request],
+        options: SamplingOptions | Sequence[SamplingOptions] = _GREEDY,
+        speech: SpeechOptions | Sequence[SpeechOptions] = SPEECH,
+        *,
+        progress: Callable[[str, int, int], None] | None = None,
+        seconds: dict[str, float] | None = None,
+        timeline: list[Span] | None = None,
+    ) -> Iterator[Event | AudioChunk | End]:
+        """Text and sound of a batch of answers as they are made; see `omni_jax/sampling/pipeline.py` for the order.
+
+        Args:
+            requests: one batch; each row's answer does not depend on its neighbours.
+            options, speech: one for all, or one each.
+            progress: called with a stage's name, steps done and steps in all, until the prompts are read.
+            seconds: filled with the time of each stage, and of the first sound.
+            timeline: filled with what each stage was seen to do.
+
+        Raises:
+            PromptError: an unknown voice, or not one set of options for each request.
+            CapacityError: a prompt that no bucket holds.
+            NumericsError: the model gave NaN or infinity for a row.
+        """
+        each, spoken = _one_each(options, len(requests), SamplingOptions), _one_each(speech, len(requests))
+        for option in spoken:
+            choose_speaker(self.speakers, option.voice)
+        if not requests:
+            return
+        started, seconds = time.perf_counter(), {} if seconds is None else seconds
+        inputs = pack_batch(requests, self.sampler.config, chunk=self.sampler.chunk)
+        batch, wanted = len(inputs.lengths), [option.codes.max_new_tokens for option in spoken]
+        thinker_length = cache_length(inputs, [option.max_new_tokens for option in each])
+        talker_length = _slots(inputs, wanted)
+        report = progress or (lambda stage, done, total: None)
+        prompted = nothing_yet(self, batch, thinker_length, talker_length)
+        prompted = extend(self, prompted, inputs, report=report, seconds=seconds)
+        limit = padded([option.max_new_tokens for option in each], batch)
+        answering = Answering(
+            self,
+            prompted,
+            each,
+            spoken,
+            np.minimum(limit, thinker_length - inputs.lengths),
+            np.minimum(padded(wanted, batch), np.maximum(talker_length - inputs.lengths - 2, 0)),
+            started=started,
+        )
+        timeline = [] if timeline is None else timeline
+        timeline += answering.timeline
+        answering.timeline = timeline
+        for event in answering.events():
+            if isinstance(event, AudioChunk):
+                seconds.setdefault("first_sound", time.perf_counter() - started)
+            elif isinstance(event, Event):
+                seconds.setdefault("first_text", time.perf_counter() - started)
+            yield event
+        for stage in ("codes", "dit", "bigvgan"):
+            spans = [span.end - span.start for span in timeline if span.stage == stage]
+            seconds[{"codes": "decode"}.get(stage, stage)] = sum(spans)
+        seconds["answer"] = time.perf_counter() - started
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        options: SamplingOptions | Sequence[SamplingOptions] = _GREEDY,
+        speech: SpeechOptions | Sequence[SpeechOptions] = SPEECH,
+        *,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> list[SpokenAnswer]:
+        """Whole answers of a batch of unlike requests, in their order. Arguments and errors as for `stream`."""
+        seconds: dict[str, float] = {}
+        timeline: list[Span] = []
+        texts, sounds = [""] * len(requests), [[] for _ in requests]
+        ends: dict[int, End] = {}
+        for event in self.stream(requests, options, speech, progress=progress, seconds=seconds, timeline=timeline):
+            match event:
+                case Event():
+                    texts[event.row] += event.text
+                case AudioChunk():
+                    sounds[event.row].append(event.waveform)
+                case End():
+                    ends[event.row] = event
+        return [
+            SpokenAnswer(
+                text=texts[row],
+                token_ids=list(ends[row].token_ids),
+                finish_reason=ends[row].finish_reason,
+                prompt_tokens=len(request.token_ids),
+                codes=list(ends[row].codes),
+                speech_reason=ends[row].speech_reason,
+                waveform=np.concatenate([np.zeros(0, np.float32), *sounds[row]]),
+                seconds=seconds,
+                timeline=timeline,
+            )
+            for row, request in enumerate(requests)
+        ]
 
     def speak(
         self,
@@ -168,18 +241,21 @@ class Speech:
         seconds["talker_prefill"] = time.perf_counter() - started
 
         started, steps = time.perf_counter(), 1
-        pending, ended = deque([(code[:, None], done)]), [False] * len(requests)
-        while not all(ended):
+        pending = deque([(code[:, None], done, jnp.zeros_like(done))])
+        followers = [CodeFollower(row, self.stops, option.loop_guard) for row, option in enumerate(each)]
+        while any(one.reason is None for one in followers):
             # keep one block in flight beyond the one that the host reads
             if len(pending) < 2:
-                state, codes, done = sp.talk(self.params, state, reply, block=self.block, **self._static("talker"))
-                pending.append((codes, done))
-            codes, done = (np.asarray(part) for part in pending.popleft())
+                state, *results = sp.talk(
+                    self.params, state, reply, jnp.int32(self.block), block=self.block, **self.static("talker")
+                )
+                pending.append(results)
+            codes, done, broken = (np.asarray(part) for part in pending.popleft())
+            check_finite(broken, "speech")
             steps += codes.shape[1]
-            for row in range(len(requests)):
-                if not ended[row]:
-                    event = self._event(row, codes[row], bool(done[row]), len(words[row]) > 0)
-                    ended[row] = event.finish_reason is not None
+            for one in followers:
+                event = one.take(codes[one.row], bool(done[one.row]))
+                if event is not None:
                     yield event
         seconds["talker_decode"] = time.perf_counter() - started
         seconds["talker_steps"] = steps
@@ -192,22 +268,29 @@ class Speech:
         noise: Sequence[np.ndarray] | None = None,
         seconds: dict[str, float] | None = None,
     ) -> list[np.ndarray]:
-        """Waveforms of whole utterances, each decoded alone, as `Token2Wav.full` does: float32 [480 · codes], 24 kHz.
+        """Waveforms of whole utterances: float32 [480 · codes], 24 kHz.
 
         Args:
             codes: one list for each utterance; an empty one gives an empty waveform.
-            noise: float32 [2 · codes, mel bins] for each, where the flow starts; drawn from the seed by default.
+            noise: float32 [2 · codes, mel bins] for each, where the flow starts; drawn from the seed by default. Only
+                for the decoder "full": that of "block" depends on the seed alone.
 
         Raises:
             OmniError: an unknown voice, a code that the DiT has no row for, or too many codes.
         """
         each = _one_each(options, len(codes))
         voices = [choose_speaker(self.speakers, option.voice) for option in each]
+        if noise is not None and any(option.decoder != "full" for option in each):
+            raise PromptError('Noise can be given to the decoder "full" only; "block" draws its own from the seed.')
         starts = [None] * len(codes) if noise is None else noise
-        return [
-            self.token2wav.full(own, voice, seed=option.codes.seed, options=option.flow, noise=start, seconds=seconds)
-            for own, voice, option, start in zip(codes, voices, each, starts, strict=True)
-        ]
+        waveforms = []
+        for own, voice, option, start in zip(codes, voices, each, starts, strict=True):
+            common = dict(seed=option.codes.seed, options=option.flow, seconds=seconds)
+            if option.decoder == "full":
+                waveforms.append(self.token2wav.full(own, voice, noise=start, **common))
+            else:
+                waveforms.append(self.token2wav.block(own, voice, **common))
+        return waveforms
 
     def _words(self, requests, replies) -> list[np.ndarray]:
         """Of each reply, the tokens that are spoken; checked."""
@@ -226,8 +309,8 @@ class Speech:
 
     def start(
         self, requests: Sequence[Request], words: Sequence[np.ndarray], options: Sequence[SpeechOptions]
-    ) -> tuple[sp.TalkerState, sp.Reply, jax.Array, jax.Array]:
-        """Runs Thinker and Talker up to the first code.
+    ) -> tuple[sp.TalkerState, sp.Reply, Int[Array, "B"], Bool[Array, "B"]]:
+        """Runs Thinker and Talker over prompts and known answers, up to the first code.
 
         Args:
             words: of each reply, the tokens that are spoken; a row without any stays silent.
@@ -237,143 +320,108 @@ class Speech:
             silent row) and whether it is done.
         """
         inputs = pack_batch(requests, self.sampler.config, chunk=self.sampler.chunk)
-        config = self.sampler.config.talker_config
-        batch = len(inputs.lengths)
-        lengths = jnp.asarray(inputs.lengths)
+        batch, chunk = len(inputs.lengths), self.sampler.chunk
         wanted = [option.codes.max_new_tokens for option in options]
         length = _slots(inputs, wanted)
-        limit = np.zeros(batch, np.int32)  # rows of padding and silent rows say nothing
-        limit[: len(words)] = [most if len(own) else 0 for own, most in zip(words, wanted)]
-        limit = np.minimum(limit, np.maximum(length - inputs.lengths - 2, 0))
-        cache = self._new_cache(config, batch, length)
+        counts = padded([len(own) for own in words], batch)
+        # a power of two of chunks, so that the loop over codes has few shapes
+        chunks = 1 << (max(-(-int(counts.max()) // chunk), 1) - 1).bit_length()
+        needed = max(inputs.token_ids.shape[1], int(inputs.lengths.max()) + chunks * chunk)
+        prompted = nothing_yet(self, batch, bucket(needed, BUCKETS.cache, "prompt and answer tokens"), length)
+        prompted = extend(self, prompted, inputs)
+        prompted, vectors = read_reply(self, prompted, list(words), chunks)
+        limit = np.minimum(padded(wanted, batch), np.maximum(length - inputs.lengths - 2, 0))
+        complete = jnp.ones(batch, bool)
+        state, reply, code, done, broken = self.begin(
+            prompted, vectors[:, 0], silent_rows(list(words), batch), options, limit, complete
+        )
+        check_finite(np.asarray(broken), "speech")
+        # the first of the reply's vectors has just been heard
+        reply = reply.replace(vectors=vectors[:, 1:], count=jnp.asarray(np.maximum(counts - 1, 0)))
+        return state, reply, code, done
 
-        # ids of the places after the prompt: two more, then the codes'; films may reach beyond the last text's id
-        last = inputs.position_ids[0, np.arange(batch), np.maximum(inputs.lengths - 1, 0)]
-        first = np.maximum(inputs.next_position, last + 3)
-        cache, vectors, counts = self._think(inputs, words, cache)
+    def begin(
+        self,
+        prompted: Prompted,
+        vector: Float[Array, "B E"],
+        silent: Bool[Array, "B"],
+        options: Sequence[SpeechOptions],
+        limit: Int[np.ndarray, "B"],
+        complete: Bool[Array, "B"],
+    ) -> tuple[sp.TalkerState, sp.Reply, Int[Array, "B"], Bool[Array, "B"], Bool[Array, "B"]]:
+        """The first code of each row, from its first reply vector.
 
-        bos = np.zeros(batch, np.int32)
-        bos[: len(options)] = [choose_speaker(self.speakers, option.voice).token_id for option in options]
+        Args:
+            prompted: its Talker's cache is used up.
+            silent: rows that say nothing.
+            limit: most codes of each row.
+            complete: rows whose text ends here.
+
+        Returns:
+            The Talker's state; a text track that has nothing further yet; code (-1 for a silent row); done; broken.
+        """
+        config, batch = self.talker_config, len(prompted.lengths)
+        bos = padded([choose_speaker(self.speakers, option.voice).token_id for option in options], batch)
         rows = np.concatenate([bos, [config.tts_text_end_token_id, config.tts_text_pad_token_id]]).astype(np.int32)
-        rows = self._embed(rows[:, None])[:, 0]
-        text = jnp.stack([rows[:batch], vectors[:, 0]], axis=1)
+        rows = self.embed(rows[:, None])[:, 0]
+        text = jnp.stack([rows[:batch], vector], axis=1)
         codes = jnp.asarray([[config.tts_codec_pad_token_id, config.tts_codec_start_token_id]] * batch, jnp.int32)
+        lengths, last = jnp.asarray(prompted.lengths), prompted.last_position
         position_ids = jnp.asarray(np.broadcast_to((last[:, None] + [1, 2]).astype(np.int32), (3, batch, 2)))
-        talker = self._static("talker")
-        cache, hidden = sp.hear(self.params, cache, text, codes, position_ids, lengths, **talker)
-        state, code, done = sp.first_code(
+        cache, hidden = sp.hear(
+            self.params, prompted.talker, text, codes, position_ids, lengths, **self.static("talker")
+        )
+        # ids of the places after those two; films may reach beyond the last text's id
+        first = np.maximum(prompted.next_position, last + 3).astype(np.int32)
+        state, code, done, broken = sp.first_code(
             self.params,
             hidden,
             lengths + 2,
             jnp.asarray(first),
             warper_options([option.codes for option in options], batch),
-            jnp.asarray(limit),
-            jnp.asarray(self._stops(), jnp.int32),
+            jnp.asarray(limit, jnp.int32),
+            jnp.asarray(padded([option.codes_per_token or 0 for option in options], batch)),
+            silent,
+            jnp.asarray(self.stops, jnp.int32),
             jnp.asarray(self._suppressed()),
-            **talker,
+            **self.static("talker"),
         )
-        # the first of the reply's vectors has just been heard
-        count = jnp.asarray(np.maximum(counts - 1, 0))
-        reply = sp.Reply(vectors[:, 1:], count, jnp.ones(batch, bool), rows[batch], rows[batch + 1])
-        return state.replace(cache=cache), reply, code, done
+        empty = jnp.zeros_like(vector[:, None])
+        reply = sp.Reply(empty, jnp.zeros(batch, jnp.int32), complete, rows[batch], rows[batch + 1])
+        return state.replace(cache=cache), reply, code, done, broken
 
-    def _think(self, inputs: OmniInputs, words, talker_cache):
-        """The Thinker over prompts and replies; the Talker over the prompts, a chunk behind it.
+    def embed(self, token_ids: Int[np.ndarray, "B T"]) -> Float[Array, "B T E"]:
+        """The Thinker's embeddings."""
+        params, ids = self.sampler.params["thinker"], jnp.asarray(token_ids)
+        return programs.embed(params, ids, config=self.thinker_config, dtype=self.sampler.dtype)
 
-        Returns:
-            The Talker's cache; reply vectors [B, R + 1, E]; how many of them are real, [B].
-        """
-        sampler, batch, chunk = self.sampler, len(inputs.lengths), self.sampler.chunk
-        counts = np.zeros(batch, np.int32)
-        counts[: len(words)] = [len(own) for own in words]
-        # a power of two of chunks, so that the loop over codes has few shapes
-        reply_chunks = 1 << (max(-(-int(counts.max()) // chunk), 1) - 1).bit_length()
-        total = inputs.token_ids.shape[1] // chunk
-        needed = max(inputs.token_ids.shape[1], int(inputs.lengths.max()) + reply_chunks * chunk)
-        length = bucket(needed, BUCKETS.cache, "prompt and answer tokens")
-        cache = self._new_cache(sampler.config.thinker_config.text_config, batch, length)
-        thinker, talker = self._static("thinker"), self._static("talker")
+    def static(self, part: str) -> dict[str, Any]:
+        """The arguments by which programs of the "thinker" or the "talker" are keyed."""
+        config = self.talker_config if part == "talker" else self.thinker_config
+        return dict(config=config, dtype=self.sampler.dtype, unrolled=self.sampler.unrolled)
 
-        media = sampler.encode(inputs)
-        sources = {"audio": inputs.audio_source, "vision": inputs.vision_source}
-        silent = jnp.full((batch, chunk), -1, jnp.int32)
-        for index in range(total):
-            here = slice(index * chunk, (index + 1) * chunk)
-            embeddings = self._embed(inputs.token_ids[:, here])
-            for kind, rows in media.items():
-                if (sources[kind][:, here] >= 0).any():
-                    embeddings = programs.place(embeddings, rows, jnp.asarray(sources[kind][:, here]))
-            masked = (inputs.audio_source[:, here] >= 0) | (inputs.vision_source[:, here] >= 0)
-            position_ids = jnp.asarray(inputs.position_ids[:, :, here])
-            start = jnp.full(batch, here.start, jnp.int32)
-            cache, vectors = sp.think(
-                sampler.params["thinker"], cache, embeddings, jnp.asarray(masked), position_ids, start, **thinker
-            )
-            talker_cache, _ = sp.hear(self.params, talker_cache, vectors, silent, position_ids, start, **talker)
-
-        tokens = np.zeros((batch, reply_chunks * chunk), np.int32)
-        for row, own in enumerate(words):
-            tokens[row, : len(own)] = own
-        parts, unmasked = [], jnp.zeros((batch, chunk), bool)
-        for index in range(reply_chunks):
-            offset = index * chunk + np.arange(chunk)
-            position_ids = np.broadcast_to(inputs.next_position[:, None] + offset, (3, batch, chunk)).astype(np.int32)
-            cache, vectors = sp.think(
-                sampler.params["thinker"],
-                cache,
-                self._embed(tokens[:, index * chunk : (index + 1) * chunk]),
-                unmasked,
-                jnp.asarray(position_ids),
-                jnp.asarray(inputs.lengths + index * chunk),
-                **thinker,
-            )
-            parts.append(vectors)
-        return talker_cache, jnp.concatenate(parts, axis=1), counts
-
-    def _event(self, row: int, codes: np.ndarray, done: bool, speaks: bool) -> CodeEvent:
-        """What a block brought for one row."""
-        if not speaks:
-            return CodeEvent(row, (), "silent")
-        stops = self._stops()
-        own = tuple(int(code) for code in codes if code >= 0)
-        spoken = tuple(code for code in own if code not in stops)
-        reason = ("stop" if len(spoken) < len(own) else "length") if done else None
-        return CodeEvent(row, spoken, reason)
-
-    def _embed(self, token_ids: np.ndarray) -> jax.Array:
-        config = self.sampler.config.thinker_config.text_config
-        return programs.embed(
-            self.sampler.params["thinker"], jnp.asarray(token_ids), config=config, dtype=self.sampler.dtype
-        )
-
-    def _new_cache(self, config, batch: int, length: int):
-        kinds = dict(dtype=self.sampler.dtype, unrolled=self.sampler.unrolled)
-        cache = sp.new_cache(config=config, batch=batch, length=length, **kinds)
-        # committed to its device like the parameters: otherwise the first chunk would compile a program of its own
-        return jax.device_put(cache, jax.devices()[0])
-
-    def _static(self, part: str) -> dict[str, Any]:
-        config = self.sampler.config
-        chosen = config.talker_config if part == "talker" else config.thinker_config.text_config
-        return dict(config=chosen, dtype=self.sampler.dtype, unrolled=self.sampler.unrolled)
-
-    def _stops(self) -> tuple[int, int]:
-        config = self.sampler.config.talker_config
-        return config.tts_codec_pad_token_id, config.tts_codec_end_token_id
+    @property
+    def stops(self) -> tuple[int, int]:
+        """Codes that end speech."""
+        return self.talker_config.tts_codec_pad_token_id, self.talker_config.tts_codec_end_token_id
 
     def _suppressed(self) -> np.ndarray:
         """Ids that are never drawn: the start id, as published, and those that stand for no sound and no end.
 
         The published model draws the latter too, and fails on them in the DiT.
         """
-        config = self.sampler.config
-        ids = np.arange(config.talker_config.vocab_size)
-        soundless = (ids > config.token2wav_config.dit_config.num_embeds) & ~np.isin(ids, self._stops())
-        return soundless | (ids == config.talker_config.tts_codec_start_token_id)
+        ids = np.arange(self.talker_config.vocab_size)
+        soundless = (ids > self.token2wav.config.dit_config.num_embeds) & ~np.isin(ids, self.stops)
+        return soundless | (ids == self.talker_config.tts_codec_start_token_id)
 
 
-def _one_each(options, count: int) -> list[SpeechOptions]:
-    each = [options] * count if isinstance(options, SpeechOptions) else list(options)
+def padded(values: Sequence[int], batch: int) -> Int[np.ndarray, "B"]:
+    """int32 values of the real rows, 0 for the rest."""
+    return np.asarray([*values, *[0] * (batch - len(values))], np.int32)
+
+
+def _one_each(options, count: int, kind: type = SpeechOptions) -> list:
+    each = [options] * count if isinstance(options, kind) else list(options)
     if len(each) != count:
         raise PromptError(f"{len(each)} sets of options were given for {count} requests.")
     return each

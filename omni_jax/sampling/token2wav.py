@@ -1,9 +1,16 @@
 """Speech codes to sound: the DiT makes a mel spectrogram, BigVGAN a waveform.
 
 codes 50 Hz ─► mel 100 Hz ─► waveform 24 kHz          one code is 480 samples
+
+Two named decoders over one set of modules:
+
+    full     the whole utterance in one flow: what the published model computes; waits for the last code
+    block    each block of 12 codes in a window of its own (`models/dit_block.py`): what streaming computes, and the
+             same offline. `sampling/sound.py` runs it as codes come.
 """
 
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,25 +23,60 @@ from jaxtyping import Array, Float, Int
 from input_pipeline.packing import bucket
 from omni_jax.config import BigVGANConfig, DiTConfig, Token2WavConfig
 from omni_jax.errors import CapacityError
-from omni_jax.models import dit
-from omni_jax.models.bigvgan import BigVGAN, samples_per_frame
-from omni_jax.models.flow import FlowOptions
+from omni_jax.models import bigvgan, dit, dit_block
+from omni_jax.models.bigvgan import BigVGAN, WindowPlan, samples_per_frame
+from omni_jax.models.flow import FlowOptions, block_noise
 from omni_jax.sampling.voices import Speaker
 
 Params = Any
 
 # Code counts that the programs are compiled for: 4, 6, 8, 12, 16 … blocks of 12 codes. BigVGAN compiles for long.
 _CODE_BUCKETS = tuple(sorted(24 * m << k for m in (2, 3) for k in range(10)))
+VOCODER_CONTEXT = 20  # mel frames
+_MODULATIONS = 4  # sets of options whose modulations are kept; one set is 20 MB as published
 
 
 class Token2Wav:
     """The parameters of the speaker encoder, the DiT and BigVGAN, in float32, and the programs that run them."""
 
-    def __init__(self, params: Mapping[str, Any], config: Token2WavConfig):
-        """`params` holds speaker_encoder, dit and bigvgan; others are left alone."""
+    def __init__(self, params: Mapping[str, Any], config: Token2WavConfig, *, vocoder_context: int = VOCODER_CONTEXT):
+        """
+        Args:
+            params: holds speaker_encoder, dit and bigvgan; others are left alone.
+            vocoder_context: mel frames that the vocoder's windows keep on either side of what they speak; see
+                `WindowPlan`. Fewer are heard sooner, 34 or more equal the whole utterance by construction.
+
+        Raises:
+            ConfigError: a negative context.
+        """
         self.config = config
         self.dit = {name: params[name] for name in ("speaker_encoder", "dit")}
         self.bigvgan = params["bigvgan"]
+        self.plan = WindowPlan(config.dit_config.block_size, vocoder_context)
+        self._voices: weakref.WeakKeyDictionary[Speaker, dit.Voice] = weakref.WeakKeyDictionary()
+        self._modulations: dict[FlowOptions, dit.Modulation] = {}
+
+    @property
+    def samples_per_code(self) -> int:
+        """480."""
+        return self.config.dit_config.repeats * samples_per_frame(self.config.bigvgan_config)
+
+    def voice(self, speaker: Speaker) -> dit.Voice:
+        """What the DiT needs to know of a speaker, [1, D] and [D]; computed once and kept as long as the speaker is."""
+        if speaker not in self._voices:
+            arrays = np.asarray(speaker.vector, np.float32)[None], np.asarray(speaker.ref_mel, np.float32)[None]
+            self._voices[speaker] = make_voice(self.dit, *arrays, config=self.config.dit_config)
+        return self._voices[speaker]
+
+    def modulation(self, options: FlowOptions) -> dit.Modulation:
+        """Modulations of all evaluations of a solver; computed once and kept for the last few `options`."""
+        found = self._modulations.pop(options, None)
+        if found is None:
+            found = solver_modulation(self.dit, config=self.config.dit_config, options=options)
+        self._modulations[options] = found  # the last used is the last to go
+        if len(self._modulations) > _MODULATIONS:
+            del self._modulations[next(iter(self._modulations))]
+        return found
 
     def full(
         self,
@@ -91,6 +133,35 @@ class Token2Wav:
         seconds["bigvgan"] = seconds.get("bigvgan", 0.0) + time.perf_counter() - started
         return waveform[: frames * samples_per_frame(self.config.bigvgan_config)]
 
+    def block(
+        self,
+        codes: Sequence[int] | np.ndarray,
+        speaker: Speaker,
+        *,
+        seed: int = 0,
+        options: FlowOptions = dit.DEFAULT_OPTIONS,
+        batched: bool | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> np.ndarray:
+        """Waveform of a whole utterance, block by block: the windows that streaming computes, all at once.
+
+        Args:
+            codes: C of them, as many as you like; none gives an empty waveform.
+            batched: several windows a call, see `SoundStreams`; one a call equals a stream bit for bit.
+            seconds: the time of both stages is added to it, which makes the host wait for each.
+
+        Returns:
+            float32 [480 · C] in [-1, 1], 24 kHz.
+
+        Raises:
+            OmniError: a code that the DiT has no row for.
+        """
+        from omni_jax.sampling.sound import SoundStreams
+
+        stream = SoundStreams(self, [speaker], [seed], options, batched=batched, seconds=seconds)
+        stream.push(0, codes, last=True)
+        return np.concatenate([sound.wait() for sound in stream.dispatch()])
+
     def _noise(self, given: np.ndarray | None, seed: int, frames: int, padded: int) -> jax.Array:
         c = self.config.dit_config
         if given is None:
@@ -104,11 +175,9 @@ class Token2Wav:
 def flow_noise(seed: Int[Array, ""], *, config: DiTConfig, blocks: int) -> Float[Array, "T M"]:
     """Noise of the first `blocks` blocks of an utterance: that of block j depends on the seed and j alone."""
 
-    def one(index):
-        key = jax.random.fold_in(jax.random.key(seed), index)
-        return jax.random.normal(key, (config.block_size, config.mel_dim))
-
-    return jax.vmap(one)(jnp.arange(blocks)).reshape(-1, config.mel_dim)
+    shape = (config.block_size, config.mel_dim)
+    noise = jax.vmap(lambda index: block_noise(seed, index, shape))(jnp.arange(blocks))
+    return noise.reshape(-1, config.mel_dim)
 
 
 @partial(jax.jit, static_argnames=("config", "options"))
@@ -135,4 +204,53 @@ def vocode(
     return BigVGAN(config).apply({"params": params}, mel, lengths)
 
 
-PROGRAMS = (flow_noise, mel_full, vocode)
+@partial(jax.jit, static_argnames="config")
+def make_voice(
+    params: Params, vector: Float[Array, "B S"], ref_mel: Float[Array, "B R M"], *, config: DiTConfig
+) -> dit.Voice:
+    """`dit.make_voice`; `params` holds speaker_encoder and dit."""
+    return dit.make_voice(params, config, vector, ref_mel)
+
+
+@partial(jax.jit, static_argnames=("config", "options"))
+def solver_modulation(params: Params, *, config: DiTConfig, options: FlowOptions) -> dit.Modulation:
+    """`dit.modulate_solver`; `params` holds dit."""
+    return dit.modulate_solver(params, config, options)
+
+
+@partial(jax.jit, static_argnames=("config", "options", "back"))
+def mel_windows(
+    params: Params,
+    modulation: dit.Modulation,
+    codes: Int[Array, "W C"],
+    index: Int[Array, "W"],
+    frames: Int[Array, "W"],
+    voices: tuple[dit.Voice, ...],
+    seeds: Int[Array, "W"],
+    *,
+    config: DiTConfig,
+    options: FlowOptions,
+    back: int,
+) -> tuple[Float[Array, "F M"], ...]:
+    """Log mel of one block of each window, W arrays of it; see `dit_block.solve_windows`. One voice a window."""
+    voice = dit.stack_voices(voices)
+    mel = dit_block.solve_windows(params, config, modulation, codes, index, frames, voice, seeds, options, back=back)
+    return tuple(mel)
+
+
+@partial(jax.jit, static_argnames=("config", "frames"))
+def vocode_windows(
+    params: Params,
+    blocks: tuple[tuple[Float[Array, "F M"], ...], ...],
+    lengths: Int[Array, "W"],
+    offsets: Int[Array, "W"],
+    *,
+    config: BigVGANConfig,
+    frames: int,
+) -> Float[Array, "W S"]:
+    """Waveform of W windows, each of a few blocks of mel; see `bigvgan.vocode_windows`."""
+    mel = jnp.stack([jnp.concatenate(window) for window in blocks])
+    return bigvgan.vocode_windows(params, config, mel, lengths, offsets, frames=frames)
+
+
+PROGRAMS = (flow_noise, mel_full, vocode, make_voice, solver_modulation, mel_windows, vocode_windows)

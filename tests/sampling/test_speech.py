@@ -6,18 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from omni_jax.errors import CapacityError, CheckpointError, OmniError, PromptError
-from omni_jax.interop import reference
+from omni_jax.interop import reference_speech
 from omni_jax.sampling import speech_programs as sp
 from omni_jax.sampling.options import SamplingOptions
-from omni_jax.sampling.speech import CODE_SAMPLING, CodeEvent, Speech, SpeechOptions
+from omni_jax.sampling.speech import Speech
+from omni_jax.sampling.speech_options import AS_PUBLISHED, CODE_SAMPLING, CodeEvent, SpeechOptions
 from omni_jax.sampling.token2wav import flow_noise
 
 WORDS, CODES = 12, 30
-GREEDY = SpeechOptions(codes=SamplingOptions(max_new_tokens=CODES, repetition_penalty=1.05))
-WARM = SpeechOptions(codes=dataclasses.replace(CODE_SAMPLING, max_new_tokens=CODES))
+GREEDY = dataclasses.replace(AS_PUBLISHED, codes=SamplingOptions(max_new_tokens=CODES, repetition_penalty=1.05))
+WARM = dataclasses.replace(AS_PUBLISHED, codes=dataclasses.replace(CODE_SAMPLING, max_new_tokens=CODES))
 CASES = ["text", "image", "audio of one block", "film with sound"]
 
 
@@ -28,12 +28,9 @@ def speech(tiny_checkpoint, sampler):
 
 @pytest.fixture(scope="module")
 def pytorch_model(tiny_checkpoint):
-    reference.quiet()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine its threads would wait for each other at thousands of small steps
-    yield transformers.Qwen2_5OmniForConditionalGeneration.from_pretrained(
-        tiny_checkpoint[0], dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-    ).eval()
+    yield reference_speech.load_model(tiny_checkpoint[0])
     torch.set_num_threads(threads)
 
 
@@ -45,42 +42,17 @@ def answered(sampler, conversation):
     return {name: (one, sampler.generate([one], options)[0].token_ids) for name, one in requests.items()}
 
 
-def pytorch_speech(model, sampler, requests, pad_id, monkeypatch, *, stops=(140, 142), **options):
-    """What transformers says: tokens of text, ids of codes, waveforms, and the noise that it drew for each."""
-    inputs = reference.thinker_inputs(requests, sampler.config, pad_id=pad_id)
-    for name in ("pixel_values", "pixel_values_videos"):  # its Talker does not take them
-        if name in inputs:
-            inputs[f"thinker_{name}"] = inputs.pop(name)
-    drawn, codes = [], []
-    draw, talk = torch.randn, model.talker.generate
-
-    def recording_draw(*args, **kwargs):
-        drawn.append(draw(*args, **kwargs))
-        return drawn[-1]
-
-    def recording_talk(*args, **kwargs):
-        codes.append(talk(*args, **kwargs)[:, kwargs["input_ids"].shape[1] :])
-        return torch.cat([kwargs["input_ids"], codes[-1]], dim=1)
-
-    model.thinker.rope_deltas = model.talker.rope_deltas = None  # kept on the module between calls
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "randn", recording_draw)
-        patch.setattr(model.talker, "generate", recording_talk)
-        texts, waveforms = model.generate(
-            **inputs,
-            thinker_do_sample=False,
-            thinker_max_new_tokens=WORDS,
-            thinker_eos_token_id=list(sampler.stop_ids),
-            thinker_pad_token_id=pad_id,
-            talker_do_sample=False,
-            talker_max_new_tokens=CODES,
-            talker_eos_token_id=list(stops),
-            **options,
-        )
-    waveforms = waveforms if isinstance(waveforms, list) else [waveforms]
-    texts = texts[:, inputs["input_ids"].shape[1] :].tolist()
-    noise = [item[0].numpy() for item in drawn]
-    return texts, codes[0].tolist(), [waveform.numpy() for waveform in waveforms], noise
+def pytorch_speech(model, sampler, requests, pad_id, **options):
+    return reference_speech.speak(
+        model,
+        requests,
+        sampler.config,
+        pad_id=pad_id,
+        stop_ids=sampler.stop_ids,
+        max_new_tokens=WORDS,
+        max_codes=CODES,
+        **options,
+    )
 
 
 def assert_equal_speech(utterances, codes, waveforms, stops=(140, 142)):
@@ -95,17 +67,13 @@ def assert_equal_speech(utterances, codes, waveforms, stops=(140, 142)):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_codes_and_waveform_equal_those_of_transformers(
-    name, speech, answered, pytorch_model, sampler, pad_id, monkeypatch
-):
+def test_codes_and_waveform_equal_those_of_transformers(name, speech, answered, pytorch_model, sampler, pad_id):
     request, reply = answered[name]
     voice = "Ethan" if name == "text" else "Chelsie"
-    texts, codes, waveforms, noise = pytorch_speech(
-        pytorch_model, sampler, [request], pad_id, monkeypatch, speaker=voice
-    )
-    assert texts == [reply]
-    utterances = speech.speak([request], [reply], dataclasses.replace(GREEDY, voice=voice), noise=noise)
-    assert_equal_speech(utterances, codes, waveforms)
+    theirs = pytorch_speech(pytorch_model, sampler, [request], pad_id, speaker=voice)
+    assert theirs.texts == [reply]
+    utterances = speech.speak([request], [reply], dataclasses.replace(GREEDY, voice=voice), noise=theirs.noise)
+    assert_equal_speech(utterances, theirs.codes, theirs.waveforms)
 
 
 def test_a_batch_whose_rows_end_apart_equals_transformers(
@@ -120,13 +88,13 @@ def test_a_batch_whose_rows_end_apart_equals_transformers(
     replies = [answer.token_ids for answer in sampler.generate(requests, SamplingOptions(max_new_tokens=WORDS))]
     free = codes_of(speech, requests, replies, GREEDY)[0]
     stops = (140, free[1][5])
-    monkeypatch.setattr(speech, "_stops", lambda: stops)
+    monkeypatch.setattr(Speech, "stops", stops)
 
-    texts, codes, waveforms, noise = pytorch_speech(pytorch_model, sampler, requests, pad_id, monkeypatch, stops=stops)
-    for ours, theirs in zip(replies, texts):
-        assert theirs[: len(ours)] == ours
-    utterances = speech.speak(requests, replies, GREEDY, noise=noise)
-    assert_equal_speech(utterances, codes, waveforms, stops)
+    theirs = pytorch_speech(pytorch_model, sampler, requests, pad_id, code_stops=stops)
+    for ours, text in zip(replies, theirs.texts):
+        assert text[: len(ours)] == ours
+    utterances = speech.speak(requests, replies, GREEDY, noise=theirs.noise)
+    assert_equal_speech(utterances, theirs.codes, theirs.waveforms, stops)
     assert len({len(reply) for reply in replies}) > 1 and len({len(one.codes) for one in utterances}) > 1
 
 
@@ -177,7 +145,7 @@ def test_chunks_of_any_size_give_the_same_codes(speech, sampler, answered):
 @pytest.mark.parametrize("limit", [1, 2, 13, 25])
 def test_the_limit_on_codes_is_exact(speech, answered, limit):
     request, reply = answered["text"]
-    options = SpeechOptions(codes=dataclasses.replace(GREEDY.codes, max_new_tokens=limit))
+    options = dataclasses.replace(GREEDY, codes=dataclasses.replace(GREEDY.codes, max_new_tokens=limit))
     codes, ends = codes_of(speech, [request], [reply], options)
     assert len(codes[0]) == limit and ends == ["length"]
     assert codes[0] == codes_of(speech, [request], [reply], GREEDY)[0][0][:limit]
@@ -187,7 +155,7 @@ def test_the_limit_on_codes_is_exact(speech, answered, limit):
 def test_speech_ends_before_a_stop_id(speech, answered, place, monkeypatch):
     request, reply = answered["text"]
     free = codes_of(speech, [request], [reply], GREEDY)[0][0]
-    monkeypatch.setattr(speech, "_stops", lambda: (140, free[place]))
+    monkeypatch.setattr(Speech, "stops", (140, free[place]))
     codes, ends = codes_of(speech, [request], [reply], GREEDY)
     assert codes[0] == free[: free.index(free[place])] and ends == ["stop"]
 
@@ -197,14 +165,14 @@ def test_text_that_comes_late_changes_nothing(speech, sampler, answered):
     request, reply = answered["text"]
     expected = codes_of(speech, [request], [reply], GREEDY)[0][0]
     state, text, code, _ = speech.start([request], [np.asarray(reply[:-1])], [GREEDY])
-    codes, whole = [int(code[0])], int(text.count[0])
+    codes, whole, twelve = [int(code[0])], int(text.count[0]), jnp.int32(12)
     for known in [0, 0, 1, 4, whole, whole]:
         known_now = text.replace(count=jnp.asarray([known]), complete=jnp.asarray([False]))
-        state, block, done = sp.talk(speech.params, state, known_now, block=12, **speech._static("talker"))
+        state, block, done, _ = sp.talk(speech.params, state, known_now, twelve, block=12, **speech.static("talker"))
         codes += [int(c) for c in block[0] if c >= 0]
         assert len(codes) == 1 + known and not done[0]
     while not done[0]:
-        state, block, done = sp.talk(speech.params, state, text, block=12, **speech._static("talker"))
+        state, block, done, _ = sp.talk(speech.params, state, text, twelve, block=12, **speech.static("talker"))
         codes += [int(c) for c in block[0] if c >= 0]
     assert codes == expected
 
@@ -264,12 +232,17 @@ def test_a_code_that_the_dit_does_not_know_is_an_error(speech):
 
 def test_more_codes_than_the_dit_has_positions_for_are_refused(speech):
     with pytest.raises(CapacityError, match="16385.*16384"):
-        speech.synthesise([[1] * 16385])
+        speech.synthesise([[1] * 16385], AS_PUBLISHED)
 
 
 def test_noise_must_fit_the_codes(speech):
     with pytest.raises(ValueError, match="6, 80"):
-        speech.synthesise([[1, 2, 3]], noise=[np.zeros((5, 80), np.float32)])
+        speech.synthesise([[1, 2, 3]], AS_PUBLISHED, noise=[np.zeros((5, 80), np.float32)])
+
+
+def test_noise_is_for_the_published_decoder_only(speech):
+    with pytest.raises(PromptError, match="full"):
+        speech.synthesise([[1, 2, 3]], noise=[np.zeros((6, 80), np.float32)])
 
 
 def test_an_unknown_voice_lists_the_voices(speech, answered):

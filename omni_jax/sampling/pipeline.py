@@ -1,0 +1,240 @@
+"""One pipeline for both tracks: text and speech of the same answers, made side by side.
+
+    device   prompt │ 1 step │ 11 steps │ 12 steps │ sound 1 │ 12 steps │ 12 steps │ sound 2 │ 12 steps │ ...
+    host                   text     text       text          ▲    text       text          ▲
+
+A step is a token of text and a code of speech. All work stands in one queue, in the order in which the device does it,
+and the host reads results in that order too, with one block of steps always under way behind what it waits for. Only
+before the first sound nothing stands between the codes that it needs and its own making.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from omni_jax.sampling import programs
+from omni_jax.sampling import speech_programs as sp
+from omni_jax.sampling.generate import Event, TextFollower, check_finite, stop_table, warper_options
+from omni_jax.sampling.guards import is_looping
+from omni_jax.sampling.options import SamplingOptions
+from omni_jax.sampling.sound import SoundStreams
+from omni_jax.sampling.speech_options import AudioChunk, CodeEvent, End, Span, SpeechOptions
+from omni_jax.sampling.voices import choose_speaker
+
+if TYPE_CHECKING:
+    from omni_jax.sampling.prompting import Prompted
+    from omni_jax.sampling.speech import Speech
+
+
+class CodeFollower:
+    """Turns one row's codes into events, up to its end."""
+
+    def __init__(self, row: int, stops: Sequence[int], loop_guard: int | None):
+        self.row, self.codes, self.reason = row, [], None
+        self._stops, self._guard = stops, loop_guard
+
+    def take(self, codes: np.ndarray, done: bool) -> CodeEvent | None:
+        """What a block brought; nothing after the end."""
+        if self.reason is not None:
+            return None
+        own = [int(code) for code in codes if code >= 0]
+        spoken = [code for code in own if code not in self._stops]
+        self.codes += spoken
+        if done:
+            silent = not own and not self.codes
+            self.reason = "silent" if silent else "stop" if len(spoken) < len(own) else "length"
+        elif self._guard is not None and is_looping(self.codes, self._guard):
+            self.reason = "loop"
+        return CodeEvent(self.row, tuple(spoken), self.reason)
+
+
+@dataclass
+class Work:
+    """Something that the device was asked to do, and where its results will be."""
+
+    kind: str  # "steps" or "sound"
+    results: Any
+    steps: int = 0
+    asked: float = field(default_factory=time.perf_counter)
+
+
+class Answering:
+    """One batch of answers in the making: `events` runs it to its end.
+
+    `thinker.cache` and `talker.cache` may be kept when it is over, or when nobody wants to hear the rest.
+    """
+
+    def __init__(
+        self,
+        model: "Speech",
+        prompted: "Prompted",
+        options: Sequence[SamplingOptions],
+        speech: Sequence[SpeechOptions],
+        limit: Int[np.ndarray, "B"],
+        code_limit: Int[np.ndarray, "B"],
+        *,
+        started: float | None = None,
+    ):
+        """Asks the device for each row's first steps.
+
+        Args:
+            prompted: prompts in the caches of both models; used up.
+            options, speech: one each for the first rows; further rows are padding.
+            limit, code_limit: most tokens and codes of each row, which fit the caches; 0 for padding.
+            started: when the call began, by `time.perf_counter`.
+        """
+        self.model, self.options = model, list(speech)
+        self.timeline: list[Span] = []
+        self.started = time.perf_counter() if started is None else started
+        self.text = [TextFollower(row, model.sampler.tokenizer, model.sampler.stop_ids) for row in range(len(options))]
+        self.speech = [CodeFollower(row, model.stops, option.loop_guard) for row, option in enumerate(speech)]
+        self.speakers = [choose_speaker(model.speakers, option.voice) for option in speech]
+        seeds, flows = [option.codes.seed for option in speech], [option.flow for option in speech]
+        self._streams = SoundStreams(model.token2wav, self.speakers, seeds, flows)
+        self._heard = [0] * len(options)  # samples that were handed out
+        self._open = set(range(len(options)))  # rows without their last event
+        self._queue: deque[Work] = deque()
+        self._steps_asked, self._sounding, self._free_at = 0, False, self.started
+        self._begin(prompted, options, limit, code_limit)
+
+    def _begin(self, prompted, options, limit, code_limit) -> None:
+        """First token, second token, first code: from here on every step makes one of each."""
+        sampler, batch = self.model.sampler, len(prompted.lengths)
+        thinker, first, *_ = programs.first_token(
+            sampler.params["thinker"],
+            prompted.thinker.last_hidden,
+            prompted.thinker.seen,
+            jnp.asarray(prompted.lengths),
+            jnp.asarray(prompted.next_position),
+            warper_options(options, batch),
+            jnp.asarray(limit),
+            stop_table(sampler.stop_ids, batch),
+            **self.model.static("thinker"),
+        )
+        thinker = thinker.replace(cache=prompted.thinker.cache)
+        self.thinker, second, vector, silent, done, broken = sp.second_token(
+            sampler.params["thinker"], thinker, **self.model.static("thinker")
+        )
+        results = dict(tokens=jnp.stack([first, second], axis=1), text_done=done, text_broken=broken)
+        self.talker, self.reply, code, done, broken = self.model.begin(
+            prompted, vector, silent, self.options, code_limit, complete=done
+        )
+        results |= dict(codes=code[:, None], done=done, broken=broken)
+        self._ask(results, steps=1)
+
+    def events(self) -> Iterator[Event | AudioChunk | End]:
+        """Everything that happens, as it becomes known. Ends after every row's `End`."""
+        while self._open:
+            self._keep_busy()
+            work = self._queue.popleft()
+            yield from self._take_steps(work) if work.kind == "steps" else self._take_sound(work)
+            yield from self._ends()
+
+    def _keep_busy(self) -> None:
+        """Two blocks of steps in the queue, while there is anything to say."""
+        block = self.model.block
+        while True:
+            text, speech = any(not one.ended for one in self.text), any(one.reason is None for one in self.speech)
+            waiting = sum(work.kind == "steps" for work in self._queue)
+            # nothing shall stand between the first sound and its codes
+            enough = 1 if speech and not self._sounding and self._steps_asked >= 2 * block else 2
+            if waiting >= enough or not (text or speech):
+                return
+            steps = block - self._steps_asked % block
+            self._ask(self._run(text, speech, steps), steps)
+
+    def _ask(self, results: dict[str, jax.Array], steps: int) -> None:
+        self._steps_asked += steps
+        self._queue.append(Work("steps", results, steps))
+
+    def _run(self, text: bool, speech: bool, steps: int) -> dict[str, jax.Array]:
+        """The program for what is still to be said."""
+        model, thinker_params, steps = self.model, self.model.sampler.params["thinker"], jnp.int32(steps)
+        common = dict(dtype=model.sampler.dtype, unrolled=model.sampler.unrolled, block=model.block)
+        configs = dict(thinker_config=model.thinker_config, talker_config=model.talker_config)
+        if text and speech:
+            self.thinker, self.talker, self.reply, results = sp.converse(
+                thinker_params, model.params, self.thinker, self.talker, self.reply, steps, **configs, **common
+            )
+            return results
+        if text:
+            self.thinker, tokens, done, broken = programs.decode(
+                thinker_params, self.thinker, steps, config=model.thinker_config, **common
+            )
+            return dict(tokens=tokens, text_done=done, text_broken=broken)
+        self.talker, codes, done, broken = sp.talk(
+            model.params, self.talker, self.reply, steps, config=model.talker_config, **common
+        )
+        return dict(codes=codes, done=done, broken=broken)
+
+    def _take_steps(self, work: Work) -> Iterator[Event | AudioChunk]:
+        results = {name: np.asarray(value) for name, value in work.results.items()}
+        if "tokens" in results:
+            check_finite(results["text_broken"], "text")
+            before = sum(one.count for one in self.text)
+            for one in self.text:
+                yield from one.take(results["tokens"][one.row], bool(results["text_done"][one.row]))
+            self._note("text", work.asked, sum(one.count for one in self.text) - before)
+        if "codes" in results:
+            check_finite(results["broken"], "speech")
+            # the loop ends early where a row runs out of text: keep the next blocks in step with those of the DiT
+            self._steps_asked -= work.steps - int((results["codes"] >= 0).sum(axis=1).max(initial=0))
+            yield from self._take_codes(results["codes"], results["done"], work)
+
+    def _take_codes(self, codes: np.ndarray, done: np.ndarray, work: Work) -> Iterator[AudioChunk]:
+        events = [one.take(codes[one.row], bool(done[one.row])) for one in self.speech]
+        events = [event for event in events if event is not None]
+        self._note("codes", work.asked, sum(len(event.codes) for event in events))
+        looping = [event.row for event in events if event.finish_reason == "loop"]
+        if looping:
+            self.talker = sp.halt(self.talker, jnp.asarray(np.isin(np.arange(len(done)), looping)))
+        for event in events:
+            if self.options[event.row].decoder == "block":
+                self._streams.push(event.row, event.codes, last=event.finish_reason is not None)
+        sounds = self._streams.dispatch()
+        self._sounding |= bool(sounds)
+        self._queue += [Work("sound", sound) for sound in sounds]
+        for event in events:
+            row, option = event.row, self.options[event.row]
+            if option.decoder == "full" and event.finish_reason is not None:
+                waveform = self.model.token2wav.full(
+                    self.speech[row].codes, self.speakers[row], seed=option.codes.seed, options=option.flow
+                )
+                yield from self._hand_out(row, waveform, 0)
+
+    def _take_sound(self, work: Work) -> Iterator[AudioChunk]:
+        sound = work.results
+        if sound.mel is None:  # the end of a row that said nothing
+            return
+        jax.block_until_ready(sound.mel)
+        self._note("dit", work.asked, sound.mel_frames)
+        waveform = sound.wait()
+        self._note("bigvgan", work.asked, len(waveform))
+        yield from self._hand_out(sound.row, waveform, sound.start)
+
+    def _hand_out(self, row: int, waveform: np.ndarray, start: int) -> Iterator[AudioChunk]:
+        self._heard[row] += len(waveform)
+        if len(waveform):
+            yield AudioChunk(row, waveform, start)
+
+    def _ends(self) -> Iterator[End]:
+        """Rows of which all text and all sound has been handed out."""
+        for row in sorted(self._open):
+            text, speech = self.text[row], self.speech[row]
+            if text.ended and speech.reason and self._heard[row] == len(speech.codes) * self.model.token2wav.samples_per_code:
+                self._open.discard(row)
+                yield End(row, text.reason, speech.reason, tuple(text.token_ids), tuple(speech.codes))
+
+    def _note(self, stage: str, asked: float, amount: int) -> None:
+        """The device does one thing after the other: a stage begins when it was asked for, or when it was its turn."""
+        now = time.perf_counter()
+        self.timeline.append(Span(stage, max(asked, self._free_at) - self.started, now - self.started, amount))
+        if stage != "text":  # its codes come with it
+            self._free_at = now
