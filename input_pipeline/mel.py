@@ -28,17 +28,16 @@ def log_mel(
         MediaError: empty, too short for one audio token (<= 2 frames), longer than `cfg.max_audio_seconds`, not one
             dimension, or not finite.
     """
-    frames, log_power = _log_power(waveform, cfg, name)
-    peak = log_power.max() if maximum is None else np.float32(maximum)
-    features = np.maximum(log_power[:frames], peak - np.float32(_RANGE))
-    features += 4.0
-    features *= 0.25
-    return np.ascontiguousarray(features.T)
+    waveform = _checked(waveform, cfg, name)
+    power = log_power(waveform, 0, num_windows(len(waveform), cfg), cfg)
+    peak = power.max() if maximum is None else np.float32(maximum)
+    return scaled(power[: num_mel_frames(len(waveform), cfg)], peak)
 
 
 def log_mel_maximum(waveform: np.ndarray, cfg: ProcessorConfig, *, name: str = "audio") -> float:
     """The clip maximum (log10 of mel power, at least -10) that `log_mel` would use for this waveform."""
-    return float(_log_power(waveform, cfg, name)[1].max())
+    waveform = _checked(waveform, cfg, name)
+    return float(log_power(waveform, 0, num_windows(len(waveform), cfg), cfg).max())
 
 
 def num_mel_frames(samples: int, cfg: ProcessorConfig) -> int:
@@ -46,61 +45,104 @@ def num_mel_frames(samples: int, cfg: ProcessorConfig) -> int:
     return -(-samples // cfg.hop_length)
 
 
-def _log_power(waveform: np.ndarray, cfg: ProcessorConfig, name: str) -> tuple[int, np.ndarray]:
-    """-> number of valid frames, and log10 mel power float32 [all frames that touch a sample, num_mel_bins].
+def num_windows(samples: int, cfg: ProcessorConfig) -> int:
+    """Frames whose window touches a clip of `samples` samples: the valid ones and up to two after them.
 
-    A frame past the last sample still sees the end of the clip through its window and counts for the maximum. All
-    later frames of the padded clip are silent: log10(1e-10), which no maximum is below anyway.
+    The latter still see the end of the clip and count for its maximum. All later frames of the padded clip are silent:
+    log10(1e-10), which no maximum is below anyway.
     """
-    waveform = _checked(waveform, cfg, name)
-    hop, half = cfg.hop_length, cfg.n_fft // 2
-    limit = cfg.max_audio_seconds * cfg.sampling_rate
-    valid = num_mel_frames(len(waveform), cfg)
-    total = min(valid + -(-half // hop), limit // hop)
+    half, limit = cfg.n_fft // 2, cfg.max_audio_seconds * cfg.sampling_rate
+    return min(num_mel_frames(samples, cfg) + -(-half // cfg.hop_length), limit // cfg.hop_length)
 
-    # Frame t sees samples [t*hop - half, t*hop + half). The padded clip is mirrored at both of its ends; the right
-    # one (at `limit`) is in sight only of clips that nearly fill it.
-    length = (total - 1) * hop + cfg.n_fft
-    padded = np.zeros(max(length, half + len(waveform)), np.float32)
-    padded[half : half + len(waveform)] = waveform
-    padded[:half] = padded[half + 1 : 2 * half + 1][::-1]
-    beyond = length - half - limit
-    if beyond > 0:
-        padded[half + limit : length] = padded[half + limit - 1 - beyond : half + limit - 1][::-1]
 
-    windows = np.lib.stride_tricks.sliding_window_view(padded, cfg.n_fft)[: length - cfg.n_fft + 1 : hop]
+def log_power(samples: np.ndarray, first: int, frames: int, cfg: ProcessorConfig) -> np.ndarray:
+    """log10 mel power of `frames` frames of a clip from frame `first` on: float32 [frames, num_mel_bins], at least -10.
+
+    Args:
+        samples: float32, all of the clip from sample max(0, first * hop - n_fft / 2) on as far as these frames see, or
+            to its end, after which it is silent.
+    """
+    mel = np.empty((frames, cfg.num_mel_bins), np.float32)
+    if not frames:
+        return mel
     window, filters = _hann(cfg.n_fft), _filters(cfg.sampling_rate, cfg.n_fft, cfg.num_mel_bins)
-    mel = np.empty((total, cfg.num_mel_bins), np.float32)
-    for start in range(0, total, _BLOCK):
-        spectrum = np.fft.rfft(windows[start : start + _BLOCK] * window)
+    padded = _padded(samples, first, frames, cfg)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, cfg.n_fft)[:: cfg.hop_length]
+    # blocks end at the same frames of a clip wherever its computation starts, so that pieces give what the whole gives
+    for start in [0, *range(_BLOCK - first % _BLOCK, frames, _BLOCK)]:
+        stop = min(start + _BLOCK - (first + start) % _BLOCK, frames)
+        spectrum = np.fft.rfft(windows[start:stop] * window)
         power = np.square(spectrum.real) + np.square(spectrum.imag)
-        np.matmul(power, filters, out=mel[start : start + _BLOCK])
-    return valid, np.log10(np.maximum(mel, _FLOOR, out=mel), out=mel)
+        np.matmul(power, filters, out=mel[start:stop])
+    return np.log10(np.maximum(mel, _FLOOR, out=mel), out=mel)
+
+
+def scaled(power: np.ndarray, peak: np.float32) -> np.ndarray:
+    """Log power [L, bins] -> features [bins, L]: clamped 8 decades below `peak`, then (x + 4) / 4."""
+    features = np.maximum(power, peak - np.float32(_RANGE))
+    features += 4.0
+    features *= 0.25
+    return np.ascontiguousarray(features.T)
+
+
+def check_samples(samples: np.ndarray, name: str) -> np.ndarray:
+    """One dimension of floating-point numbers as float32 [W]; raises `MediaError` for anything else."""
+    samples = np.asarray(samples)
+    if samples.ndim != 1 or samples.dtype.kind != "f":
+        raise MediaError(
+            f"{name}: shape {samples.shape} of {samples.dtype} is not a waveform. Give float32 [samples]; "
+            "load_audio makes one."
+        )
+    return samples.astype(np.float32, copy=False)
+
+
+def check_finite(samples: np.ndarray, name: str) -> None:
+    """Raises `MediaError` where samples are NaN or infinite."""
+    if not np.isfinite(samples).all():
+        raise MediaError(f"{name}: the sound holds NaN or infinite samples. Clean or export it again.")
+
+
+def check_not_too_short(samples: int, cfg: ProcessorConfig, name: str) -> None:
+    """Raises `MediaError` for a clip that gives no audio token."""
+    if samples == 0:
+        raise MediaError(f"{name}: the sound has no samples (length 0 s). Give a clip with sound in it.")
+    if num_mel_frames(samples, cfg) <= 2:
+        raise MediaError(
+            f"{name}: {samples} samples ({samples / cfg.sampling_rate * 1000:.0f} ms) are too short for one audio "
+            f"token. Give more than {2 * cfg.hop_length} samples, or append silence."
+        )
+
+
+def _padded(samples: np.ndarray, first: int, frames: int, cfg: ProcessorConfig) -> np.ndarray:
+    """What the frames see: float32 [(frames - 1) * hop + n_fft].
+
+    Frame t sees samples [t*hop - half, t*hop + half) of the clip. The clip, padded with silence to the limit, is
+    mirrored at both of its ends; the far one is in sight only of clips that nearly fill it.
+    """
+    begin = first * cfg.hop_length - cfg.n_fft // 2
+    length = (frames - 1) * cfg.hop_length + cfg.n_fft
+    lead = max(-begin, 0)
+    padded = np.zeros(max(length, lead + len(samples)), np.float32)
+    padded[lead : lead + len(samples)] = samples
+    padded[:lead] = padded[lead + 1 : 2 * lead + 1][::-1]
+    end = cfg.max_audio_seconds * cfg.sampling_rate - begin
+    beyond = length - end
+    if beyond > 0:
+        padded[end:length] = padded[end - 1 - beyond : end - 1][::-1]
+    return padded[:length]
 
 
 def _checked(waveform: np.ndarray, cfg: ProcessorConfig, name: str) -> np.ndarray:
-    waveform = np.asarray(waveform)
-    if waveform.ndim != 1 or waveform.dtype.kind != "f":
-        raise MediaError(
-            f"{name}: shape {waveform.shape} of {waveform.dtype} is not a waveform. Give float32 [samples]; "
-            "load_audio makes one."
-        )
+    waveform = check_samples(waveform, name)
     seconds = len(waveform) / cfg.sampling_rate
     if seconds > cfg.max_audio_seconds:
         raise MediaError(
             f"{name}: {seconds:.1f} s of sound is over the limit of {cfg.max_audio_seconds} s for one clip. Cut it "
             f"into clips of at most {cfg.max_audio_seconds} s."
         )
-    if len(waveform) == 0:
-        raise MediaError(f"{name}: the sound has no samples (length 0 s). Give a clip with sound in it.")
-    if num_mel_frames(len(waveform), cfg) <= 2:
-        raise MediaError(
-            f"{name}: {len(waveform)} samples ({seconds * 1000:.0f} ms) are too short for one audio token. Give more "
-            f"than {2 * cfg.hop_length} samples, or append silence."
-        )
-    if not np.isfinite(waveform).all():
-        raise MediaError(f"{name}: the sound holds NaN or infinite samples. Clean or export it again.")
-    return waveform.astype(np.float32, copy=False)
+    check_not_too_short(len(waveform), cfg, name)
+    check_finite(waveform, name)
+    return waveform
 
 
 @lru_cache(maxsize=4)

@@ -1,21 +1,24 @@
-"""`omni-jax chat`: one question, or a conversation in the terminal."""
+"""`omni-jax chat`: one question, or a conversation in the terminal; answers in text, and in speech where asked for."""
 
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from omni_jax.cli import console
-from omni_jax.cli.conversation import Answerer
+from omni_jax.cli.conversation import Answer, Answerer
 from omni_jax.cli.folders import imported_checkpoint
+from omni_jax.cli.sound_file import SoundFile, check_target
 from omni_jax.errors import OmniError, PromptError
 from omni_jax.sampling.options import SamplingOptions
 
 KINDS = ("image", "audio", "video")
+_CUT_SHORT = {"length": "cut off at its limit", "loop": "ended because it went round in circles"}
 
 _HELP = """Type a message and press Enter.
   /image PATH  /audio PATH  /video PATH   send a file with the next message (an empty line sends it alone)
@@ -31,8 +34,10 @@ class ChatArgs:
     With a prompt, answers once. Without one, opens a conversation; /help there lists its commands.
     In a prompt, pictures come first, then sound, then films, then the text, each in the order given.
 
+    With --speech-out the answer is spoken too. In a conversation the answers go to reply.wav, reply-2.wav, ...
+
     example:
-      omni-jax chat --checkpoint omni-3b --image cat.jpg --text "What is this?"
+      omni-jax chat --checkpoint omni-3b --image cat.jpg --text "What is this?" --speech-out reply.wav
       omni-jax chat --checkpoint omni-3b --video talk.mp4 --use-audio-in-video --text "What does she say?" --stream
     """
 
@@ -58,15 +63,75 @@ class ChatArgs:
     """End standard output with one JSON object: text, tokens, audio_path, seconds of each stage."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of weights and computation. None is float32 on a CPU, bfloat16 elsewhere."""
+    speech_out: Annotated[Path | None, arg(metavar="FILE.wav")] = None
+    """Speak the answer into this file (24 kHz)."""
+    report: Annotated[Path | None, arg(metavar="FILE.html")] = None
+    """A page with the answer, its sound and mel, the codes, and what each stage did when. Speaks, too."""
+    no_speech: bool = False
+    """Text only, also in the report: no Talker and no vocoder are loaded. So it is without the two options above."""
+    voice: str | None = None
+    """Who speaks; omni-jax voices lists the names. None is the checkpoint's default."""
+    voice_reference: Annotated[Path | None, arg(metavar="FILE")] = None
+    """A recording (up to 4 s of it) whose timbre the voice takes on, as far as published weights allow."""
+    solver: Literal["rk4", "euler"] = "rk4"
+    """Of the flow from codes to mel: rk4 as published, or euler, a quarter of the work at the same --steps."""
+    steps: int = 10
+    """Time points of the solver, both ends counted."""
+    decoder: Literal["block", "full"] = "block"
+    """block: sound while the answer is made. full: as published, after the last code."""
+    max_codes: int = 4096
+    """Longest speech; 50 codes are a second."""
+    speech_temperature: float = 0.9
+    """Of the draw of codes; 0 is greedy."""
     sampling: OmitArgPrefixes[SamplingOptions] = field(default_factory=SamplingOptions)
+
+    @property
+    def speaks(self) -> bool:
+        return not self.no_speech and (self.speech_out is not None or self.report is not None)
 
 
 def run(args: ChatArgs) -> int:
     imported_checkpoint(args.checkpoint)
+    spoken = _speech_options(args)
     content = [item(kind, source, args.fps) for kind in KINDS for source in getattr(args, kind)]
     content += [{"type": "text", "text": text} for text in args.text]
-    answerer = Answerer(args.checkpoint, dtype=args.dtype, use_audio_in_video=args.use_audio_in_video)
-    return _once(args, answerer, content) if content else _converse(args, answerer)
+    answerer = Answerer(
+        args.checkpoint,
+        dtype=args.dtype,
+        use_audio_in_video=args.use_audio_in_video,
+        speak=args.speaks,
+        voice=args.voice,
+        voice_reference=args.voice_reference,
+    )
+    return _once(args, answerer, content, spoken) if content else _converse(args, answerer, spoken)
+
+
+def _speech_options(args: ChatArgs):
+    """`SpeechOptions` if the answer is to be spoken.
+
+    Raises:
+        PromptError: options that contradict each other or are out of range; a file that cannot be written.
+        ConfigError: too few steps.
+    """
+    for path, suffix in ((args.speech_out, ".wav"), (args.report, ".html")):
+        if path is not None:
+            check_target(path, suffix)
+    if args.no_speech and args.speech_out is not None:
+        raise PromptError("--no-speech and --speech-out contradict each other. Leave one of them out.")
+    if not args.speaks:
+        if args.voice is not None or args.voice_reference is not None:
+            raise PromptError("A voice was given, but nothing to speak into. Add --speech-out FILE.wav.")
+        return None
+    from omni_jax.models.flow import FlowOptions
+    from omni_jax.sampling.speech_options import CODE_SAMPLING, SpeechOptions
+
+    codes = replace(
+        CODE_SAMPLING,
+        max_new_tokens=args.max_codes,
+        temperature=args.speech_temperature,
+        seed=args.sampling.seed,
+    )
+    return SpeechOptions(codes=codes, flow=FlowOptions(args.solver, args.steps), decoder=args.decoder)
 
 
 def item(kind: str, source: str, fps: float | None = None) -> dict[str, Any]:
@@ -81,22 +146,40 @@ def item(kind: str, source: str, fps: float | None = None) -> dict[str, Any]:
     return {"type": kind, kind: source} | ({"fps": fps} if kind == "video" and fps is not None else {})
 
 
-def _once(args: ChatArgs, answerer: Answerer, content: list[dict[str, Any]]) -> int:
+def _once(args: ChatArgs, answerer: Answerer, content: list[dict[str, Any]], spoken: Any) -> int:
     out = console.Output(args.json)
     messages = [*_opening(args), {"role": "user", "content": content}]
-    answer = answerer.answer(messages, args.sampling, _printer(out) if args.stream else None)
+    answer = _answer(args, answerer, messages, spoken, _printer(out) if args.stream else None, args.speech_out)
     out.write("" if args.stream else answer.text)
+    if args.report is not None:
+        from omni_jax.cli.report import write_report
+
+        write_report(args.report, messages, answer)
     out.result(answer.as_json())
     return console.OK
 
 
-def _converse(args: ChatArgs, answerer: Answerer) -> int:
+def _answer(args: ChatArgs, answerer: Answerer, messages, spoken, on_text, target: Path | None) -> Answer:
+    """One answer, its sound in a file as it comes."""
+    with ExitStack() as stack:
+        file = None if target is None else stack.enter_context(SoundFile(target))
+        write = None if file is None else file.write
+        answer = answerer.answer(messages, args.sampling, on_text, spoken=spoken, on_sound=write)
+    answer.audio_path = target
+    if answer.speech_reason in _CUT_SHORT:
+        console.note(f"The speech was {_CUT_SHORT[answer.speech_reason]} after {len(answer.codes) / 50:.1f} s.")
+    return answer
+
+
+def _converse(args: ChatArgs, answerer: Answerer, spoken: Any) -> int:
     """A conversation with whoever types, or with lines from a pipe. A turn that fails leaves no trace in it."""
     out, terminal = console.Output(args.json), sys.stdin.isatty()
-    _ = answerer.sampler  # better to wait before the first question than after it
+    if args.report is not None:
+        raise PromptError("--report is for one question. Give it with --text, or leave it out.")
+    answerer.load()  # better to wait before the first question than after it
     if terminal:
         console.note(_HELP)
-    history, attached = _opening(args), []
+    history, attached, turns = _opening(args), [], 0
     for line in _lines(terminal):
         try:
             command, _, rest = line.strip().partition(" ")
@@ -117,7 +200,9 @@ def _converse(args: ChatArgs, answerer: Answerer) -> int:
                 turn = {"role": "user", "content": attached + text}
                 attached = []
                 # answers come as they are made: somebody is waiting
-                answer = answerer.answer([*history, turn], args.sampling, _printer(out))
+                target = _numbered(args.speech_out, turns + 1)
+                answer = _answer(args, answerer, [*history, turn], spoken, _printer(out), target)
+                turns += 1
                 out.write("")
                 out.result(answer.as_json())
                 history = [*history, turn, {"role": "assistant", "content": answer.text}]
@@ -126,6 +211,11 @@ def _converse(args: ChatArgs, answerer: Answerer) -> int:
         except KeyboardInterrupt:
             console.note("\nStopped. This turn is forgotten.")
     return console.OK
+
+
+def _numbered(path: Path | None, turn: int) -> Path | None:
+    """reply.wav, reply-2.wav, reply-3.wav ..."""
+    return path if path is None or turn == 1 else path.with_stem(f"{path.stem}-{turn}")
 
 
 def _path(typed: str) -> str:

@@ -1,7 +1,7 @@
 """Answers for the command line: everything that can be wrong with a prompt shows before the weights are loaded."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,25 +19,49 @@ _STAGES = {"text": "tokenize", "load": "decode_media", "features": "features", "
 
 @dataclass
 class Answer:
-    """An answer with the time (s) of each stage. `token_ids` ends with the stop token, unless it was cut off."""
+    """An answer with the time (s) of each stage. `token_ids` ends with the stop token, unless it was cut off.
+
+    Of a spoken answer also codes, waveform (float32, 24 kHz), why its speech ended, and what each stage did when.
+    """
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     prompt_tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    codes: list[int] = field(default_factory=list)
+    waveform: Any = None
+    speech_reason: str | None = None
+    timeline: list[Any] = field(default_factory=list)
+    audio_path: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return {"text": self.text, "tokens": self.token_ids, "audio_path": None, "seconds": self.seconds}
+        path = None if self.audio_path is None else str(self.audio_path)
+        return {"text": self.text, "tokens": self.token_ids, "audio_path": path, "seconds": self.seconds}
 
 
 class Answerer:
     """A checkpoint that answers conversations. Its weights are loaded when `load` or the first answer needs them."""
 
-    def __init__(self, folder: Path, *, dtype: str | None = None, use_audio_in_video: bool = False):
-        """Reads configuration and tokenizer.
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: str | None = None,
+        use_audio_in_video: bool = False,
+        speak: bool = False,
+        voice: str | None = None,
+        voice_reference: Path | None = None,
+    ):
+        """Reads configuration, tokenizer and, to speak, voices.
+
+        Args:
+            voice: whose; None for the checkpoint's default.
+            voice_reference: a recording that the voice shall sound like; see `sampling.voices.voice_from_recording`.
 
         Raises:
-            CheckpointError, ConfigError: the folder is not an imported checkpoint, or lacks a file.
+            CheckpointError, ConfigError: the folder is not an imported checkpoint, lacks a file, or cannot speak.
+            PromptError: an unknown voice.
+            MediaError: the reference cannot be used.
         """
         from input_pipeline.tokenizer import Tokenizer
         from omni_jax.config import ProcessorConfig
@@ -50,6 +74,22 @@ class Answerer:
         self.tokenizer = Tokenizer.load(folder)
         self._dtype, self._use_audio_in_video = dtype, use_audio_in_video
         self.load_seconds = 0.0  # until an answer has told it
+        self._voices: dict[str, Any] | None = None
+        if speak:
+            from omni_jax.sampling.voices import choose_speaker, load_speakers
+
+            self._voices = load_speakers(folder, self.config)
+            self.voice = choose_speaker(self._voices, voice).name
+            if voice_reference is not None:
+                self._voices[self.voice] = self._like(self._voices[self.voice], voice_reference)
+
+    @staticmethod
+    def _like(base: Any, reference: Path) -> Any:
+        from input_pipeline.media import load_audio
+        from input_pipeline.voice_mel import RATE
+        from omni_jax.sampling.voices import voice_from_recording
+
+        return voice_from_recording(base, load_audio(str(reference), sampling_rate=RATE), name=str(reference))
 
     def prepare(self, messages: Sequence[Message]) -> Any:
         """Reads the media and makes the request; see `input_pipeline.request.prepare` for what can be wrong."""
@@ -77,13 +117,37 @@ class Answerer:
         self.load_seconds = time.perf_counter() - started
         return sampler
 
+    @cached_property
+    def speech(self):
+        """The speaking half, on the device."""
+        sampler, started = self.sampler, time.perf_counter()
+        with console.Progress("loading the voice"):
+            from omni_jax.sampling.speech import Speech
+
+            speech = Speech.from_checkpoint(self.folder, sampler)
+        speech.speakers = self._voices
+        self.load_seconds += time.perf_counter() - started
+        return speech
+
+    def load(self) -> None:
+        """Loads all that answers will need."""
+        _ = self.sampler if self._voices is None else self.speech
+
     def answer(
-        self, messages: Sequence[Message], options: SamplingOptions, on_text: Callable[[str], None] | None = None
+        self,
+        messages: Sequence[Message],
+        options: SamplingOptions,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        spoken: Any = None,
+        on_sound: Callable[[Any], None] | None = None,
     ) -> Answer:
         """Answers the last message.
 
         Args:
             on_text: called with each piece of text as it comes.
+            spoken: `SpeechOptions`, for an answer in speech too; the voice is that of this object.
+            on_sound: called with each piece of waveform as it comes.
 
         Raises:
             MediaError, PromptError, CapacityError: the messages are at fault.
@@ -92,18 +156,59 @@ class Answerer:
             request = self.prepare(messages)
         answer = Answer(prompt_tokens=len(request.token_ids))
         answer.seconds = {_STAGES[name]: value for name, value in request.stage_seconds.items()}
-        sampler, stages = self.sampler, {}
+        self.load()
+        stages: dict[str, float] = {}
         with console.Progress("encoding") as bar:
-            for event in sampler.stream([request], options, progress=bar, seconds=stages):
-                answer.text += event.text
-                answer.token_ids.extend(event.token_ids)
+
+            def heard_text(text: str) -> None:
+                answer.text += text
                 bar("answering", len(answer.token_ids), options.max_new_tokens)
                 if on_text is not None:
                     bar.close()
-                    on_text(event.text)
+                    on_text(text)
+
+            if spoken is None:
+                for event in self.sampler.stream([request], options, progress=bar, seconds=stages):
+                    answer.token_ids.extend(event.token_ids)
+                    heard_text(event.text)
+            else:
+                events = self._speak(request, options, spoken, answer, stages, bar)
+                for event in events:
+                    if isinstance(event, str):
+                        heard_text(event)
+                    elif on_sound is not None:
+                        on_sound(event)
         stages.pop("decode_steps", None)  # a count, not a time
         if self.load_seconds:  # the first answer only: later ones do not wait for it
             answer.seconds["load_checkpoint"] = self.load_seconds
             self.load_seconds = 0.0
         answer.seconds |= stages
         return answer
+
+    def _speak(self, request, options, spoken, answer: Answer, stages, bar) -> Iterator[Any]:
+        """Pieces of text and of waveform; the rest goes into `answer`."""
+        from dataclasses import replace
+
+        import numpy as np
+
+        from omni_jax.sampling.speech_options import AudioChunk, End
+
+        sound = [np.zeros(0, np.float32)]
+        for event in self.speech.stream(
+            [request],
+            options,
+            replace(spoken, voice=self.voice),
+            progress=bar,
+            seconds=stages,
+            timeline=answer.timeline,
+        ):
+            match event:
+                case AudioChunk():
+                    sound.append(event.waveform)
+                    yield event.waveform
+                case End():
+                    answer.codes, answer.speech_reason = list(event.codes), event.speech_reason
+                case _:
+                    answer.token_ids.extend(event.token_ids)
+                    yield event.text
+        answer.waveform = np.concatenate(sound)

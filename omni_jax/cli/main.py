@@ -19,7 +19,8 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "chat": Command("omni_jax.cli.chat", "ChatArgs", "Ask about text, pictures, sound and films."),
+    "chat": Command("omni_jax.cli.chat", "ChatArgs", "Ask about text, pictures, sound and films; hear the answer."),
+    "voices": Command("omni_jax.cli.voices", "VoicesArgs", "List the voices of a checkpoint."),
     "import": Command("omni_jax.cli.import_", "ImportArgs", "Turn a published checkpoint into one for JAX."),
     "export": Command("omni_jax.cli.export", "ExportArgs", "Turn a JAX checkpoint into the published form."),
     "parity": Command("omni_jax.cli.parity", "ParityArgs", "Compare every part with PyTorch, number by number."),
@@ -40,7 +41,7 @@ options:
 
 example:
   omni-jax import --from Qwen2.5-Omni-3B --to omni-3b
-  omni-jax chat --checkpoint omni-3b --image cat.jpg --text "What is this?"
+  omni-jax chat --checkpoint omni-3b --image cat.jpg --text "What is this?" --speech-out reply.wav
 
 exit status:
   0 done, 1 a check failed or the program broke, 2 bad usage or input, 130 interrupted"""

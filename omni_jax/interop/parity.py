@@ -8,7 +8,7 @@ Both walk the same way; a component joins by adding its function to `CHECKS`.
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +21,34 @@ from input_pipeline.request import Request
 from input_pipeline.tokenizer import Tokenizer
 from omni_jax.config import OmniConfig, ProcessorConfig
 from omni_jax.config_json import read_config, read_processor_config
-from omni_jax.interop import reference, reference_trace
+from omni_jax.interop import reference, reference_speech, reference_trace
 from omni_jax.interop.import_checkpoint import import_checkpoint, plan_import
 from omni_jax.interop.parity_cases import MediaFiles, conversations, make_media, prepare_cases
 from omni_jax.interop.parity_encoders import audio_encoder_rows, vision_encoder_rows
 from omni_jax.interop.parity_inputs import input_rows
 from omni_jax.interop.parity_rows import Report, Row
+from omni_jax.interop.parity_speech import spoken_rows
+from omni_jax.interop.parity_talker import talker_rows
 from omni_jax.interop.parity_thinker import greedy_rows, thinker_rows
+from omni_jax.interop.parity_token2wav import token2wav_rows
 from omni_jax.interop.parity_weights import MemoryWeights, PublishedWeights, Weights
 from omni_jax.interop.random_checkpoint import make_random_checkpoint
+from omni_jax.interop.reference_speech import SpeechReference
 from omni_jax.interop.restore import restore_params
-from omni_jax.interop.tables import THINKER_COMPONENTS
+from omni_jax.sampling.generate import Sampler
+from omni_jax.sampling.voices import Speaker, load_speakers
 
 Progress = Callable[[str], None]
 
 
 class Reference:
-    """The PyTorch Thinker, and what it computed for each prompt; every prompt is run once."""
+    """The PyTorch Thinker, and what it computed for each prompt; every prompt is run once.
 
-    def __init__(self, model: Any, requests: dict[str, Request], config: OmniConfig):
-        self.model, self._requests, self._config = model, requests, config
+    `speech`: the speaking half, None for a model without one.
+    """
+
+    def __init__(self, model: Any, requests: dict[str, Request], config: OmniConfig, speech: SpeechReference | None):
+        self.model, self._requests, self._config, self.speech = model, requests, config, speech
 
     @cached_property
     def traces(self) -> list[reference_trace.Trace]:
@@ -57,8 +65,9 @@ class Reference:
 class Subject:
     """Both sides of a comparison, and the prompts they are compared on.
 
-    `in_memory`: all of our weights are, so that whole models can run and generate. `encoded`: outputs of our encoders
-    by component, left by their checks for the Thinker's.
+    `in_memory`: all of our weights are, so that whole models can run and generate. `speaks`: it has a Talker, whose
+    `voices` are those of the checkpoint. `encoded`: outputs of our encoders by component, left by their checks for the
+    Thinker's.
     """
 
     config: OmniConfig
@@ -68,12 +77,23 @@ class Subject:
     requests: dict[str, Request]
     weights: Weights
     reference: Reference
+    voices: dict[str, Speaker]
     progress: Progress = lambda stage: None
     encoded: dict[str, jax.Array] = field(default_factory=dict, init=False)
 
     @property
     def in_memory(self) -> bool:
         return isinstance(self.weights, MemoryWeights)
+
+    @property
+    def speaks(self) -> bool:
+        return self.reference.speech is not None
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """Over all weights; the longest prompt takes two chunks."""
+        params, own = self.weights.params, (self.config, self.tokenizer, self.processor)
+        return Sampler(params, *own, dtype=jnp.float32, chunk=512)
 
     @cached_property
     def inputs(self) -> OmniInputs:
@@ -83,7 +103,16 @@ class Subject:
 Check = Callable[[Subject], Iterator[Row]]
 
 # In data flow order: a check may use what those before it left in the subject.
-CHECKS: tuple[Check, ...] = (input_rows, audio_encoder_rows, vision_encoder_rows, thinker_rows, greedy_rows)
+CHECKS: tuple[Check, ...] = (
+    input_rows,
+    audio_encoder_rows,
+    vision_encoder_rows,
+    thinker_rows,
+    greedy_rows,
+    talker_rows,
+    token2wav_rows,
+    spoken_rows,
+)
 
 
 def run_checks(subject: Subject, checks: Sequence[Check] = CHECKS) -> list[Row]:
@@ -129,26 +158,35 @@ def random_subject(folder: Path, size: str, *, seed: int = 0, progress: Progress
     """A random checkpoint, written to and imported within the empty `folder`."""
     reference.quiet()
     progress("random checkpoint")
-    make_random_checkpoint(folder / "published", size, seed=seed, talker=False)
+    make_random_checkpoint(folder / "published", size, seed=seed)
     progress("import")
     import_checkpoint(folder / "published", folder / "imported")
     config = read_config(folder / "imported")
-    params = restore_params(folder / "imported", config, dtype=jnp.float32, components=THINKER_COMPONENTS)
-    model = reference.load_thinker(folder / "published")
-    return _subject(folder / "imported", folder, config, MemoryWeights(params), model, None, seed, progress)
+    weights = MemoryWeights(restore_params(folder / "imported", config, dtype=jnp.float32))
+    whole = reference_speech.load_model(folder / "published")
+    sound = whole.token2wav
+    speech = SpeechReference(
+        whole.talker, lambda: sound.code2wav_dit_model, lambda: sound.code2wav_bigvgan_model, whole
+    )
+    return _subject(folder / "imported", folder, config, weights, whole.thinker, speech, None, seed, progress)
 
 
 def checkpoint_subject(folder: Path, media: Path, *, seed: int = 0, progress: Progress = lambda stage: None) -> Subject:
     """The published `folder`, both sides reading weights as they need them. `media`: an empty folder to write to."""
     progress("headers")
     config = read_config(folder)
-    plan = plan_import(folder, config, components=THINKER_COMPONENTS)
+    plan = plan_import(folder, config)
     model = reference_trace.lazy_thinker(folder, plan.tensors, on_load=progress)
+    speech = None
+    if "talker" in plan.components:
+        talker = reference_trace.lazy_talker(folder, plan.tensors, on_load=progress)
+        load_dit = partial(reference_speech.load_dit, folder, plan.tensors)
+        speech = SpeechReference(talker, load_dit, partial(reference_speech.load_bigvgan, folder, plan.tensors))
     weights = PublishedWeights(plan.entries, plan.tensors)
-    return _subject(folder, media, config, weights, model, ("mixture",), seed, progress)
+    return _subject(folder, media, config, weights, model, speech, ("mixture",), seed, progress)
 
 
-def _subject(folder, media_folder, config, weights, model, names, seed, progress) -> Subject:
+def _subject(folder, media_folder, config, weights, model, speech, names, seed, progress) -> Subject:
     tokenizer = Tokenizer.load(folder)
     has_processor = (folder / "preprocessor_config.json").is_file()
     processor = read_processor_config(folder) if has_processor else ProcessorConfig()
@@ -157,5 +195,6 @@ def _subject(folder, media_folder, config, weights, model, names, seed, progress
     messages = conversations(media)
     chosen = {name: messages[name] for name in names or messages}
     requests = prepare_cases(chosen, tokenizer, config, processor)
-    compared = Reference(model, requests, config)
-    return Subject(config, processor, tokenizer, media, requests, weights, compared, progress)
+    compared = Reference(model, requests, config, speech)
+    voices = {} if speech is None else load_speakers(folder, config)
+    return Subject(config, processor, tokenizer, media, requests, weights, compared, voices, progress)

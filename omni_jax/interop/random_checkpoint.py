@@ -17,16 +17,17 @@ from omni_jax.errors import CheckpointError
 from omni_jax.interop.random_tokenizer import FIRST_SPECIAL_ID, SPECIAL_TOKENS, write_tokenizer
 from omni_jax.presets import preset
 
-SIZES = ("tiny", "small", "bench")
+SIZES = ("tiny", "small", "bench", "speech")
 # Rows of the Thinker's embedding beyond the tokenizer, as in the published models.
 SPEAKERS = {"Ethan": 1111, "Chelsie": 1113}
-_SHARD = {"tiny": "3MB", "small": "50MB", "bench": "500MB"}
+_SHARD = {"tiny": "3MB", "small": "50MB", "bench": "500MB", "speech": "500MB"}
 
 
 def random_config(size: str) -> C.OmniConfig:
     """The configuration of `make_random_checkpoint(size=...)`.
 
-    "tiny" is the preset of that name (1.3 M parameters), "small" has 15 M, "bench" 283 M.
+    "tiny" is the preset of that name (1.3 M parameters), "small" has 15 M, "bench" 283 M. "speech" is "bench" that
+    speaks with the 3B model's Talker and the published DiT and BigVGAN.
     """
     if size == "tiny":
         return preset("tiny")
@@ -34,6 +35,8 @@ def random_config(size: str) -> C.OmniConfig:
         return _scaled(width=256, layers=6, audio=192, vision=192, talker=128, dit=128, vocoder=128, vocab=2048)
     if size == "bench":
         return _bench()
+    if size == "speech":
+        return _speech()
     raise CheckpointError(f"There is no random checkpoint of size {size!r}. Sizes: {', '.join(SIZES)}.")
 
 
@@ -115,13 +118,27 @@ def _bench() -> C.OmniConfig:
     )
 
 
+def _speech() -> C.OmniConfig:
+    """Speech costs what it costs published; the Thinker is small, so that both sides fit in memory side by side."""
+    base, published = _bench(), preset("qwen2.5-omni-3b")
+    own = base.talker_config
+    talker = replace(
+        published.talker_config,
+        embedding_size=own.embedding_size,
+        tts_text_start_token_id=own.tts_text_start_token_id,
+        tts_text_end_token_id=own.tts_text_end_token_id,
+        tts_text_pad_token_id=own.tts_text_pad_token_id,
+    )
+    return replace(base, talker_config=talker, token2wav_config=published.token2wav_config)
+
+
 def make_random_checkpoint(
     folder: str | Path, size: str = "tiny", *, seed: int = 0, talker: bool = True, dtype: str = "float32"
 ) -> C.OmniConfig:
     """Writes a random checkpoint into `folder` and returns its configuration.
 
     Args:
-        size: "tiny", "small" or "bench".
+        size: "tiny", "small", "bench" or "speech".
         seed: equal seeds give equal weights.
         talker: False leaves Talker and Token2Wav out (`enable_audio_output` false).
         dtype: of all weights but Token2Wav's, which is float32 as published.

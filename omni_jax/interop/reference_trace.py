@@ -7,6 +7,7 @@ memory of its largest layer.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,38 +28,60 @@ def trace(model: Any, inputs: dict[str, Any]) -> Trace:
     (in window order) or the final norm; and `logits`.
     """
     torch, _ = pytorch()
-    found: dict[str, list[np.ndarray]] = defaultdict(list)
-
-    def keep(name: str, value: Any) -> None:
-        value = value[0] if isinstance(value, tuple) else value
-        found[name].append(value.float().reshape(-1, value.shape[-1]).numpy())
-
-    def keep_input(name: str) -> Callable:
-        return lambda module, args: keep(name, args[0])
-
-    def keep_output(name: str) -> Callable:
-        return lambda module, args, output: keep(name, output)
-
-    stacks = {
-        "audio_encoder": (model.audio_tower.layers, model.audio_tower.proj),
-        "vision_encoder": (model.visual.blocks, model.visual.merger),
-        "thinker": (model.model.layers, model.model.norm),
-    }
-    hooks = [model.lm_head.register_forward_hook(keep_output("logits"))]
-    for part, (layers, last) in stacks.items():
-        hooks.append(layers[0].register_forward_pre_hook(keep_input(f"{part}.input")))
-        hooks.append(last.register_forward_hook(keep_output(f"{part}.output")))
-        for index, layer in enumerate(layers):
-            hooks.append(layer.register_forward_hook(keep_output(f"{part}.layers.{index}")))
-    model.rope_deltas = None
-    try:
+    with recorded() as tape:
+        tape.stack("audio_encoder", model.audio_tower.layers, model.audio_tower.proj)
+        tape.stack("vision_encoder", model.visual.blocks, model.visual.merger)
+        tape.stack("thinker", model.model.layers, model.model.norm)
+        tape.output("logits", model.lm_head)
+        model.rope_deltas = None
         with torch.inference_mode():
             model(**inputs, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
     # pictures and films pass the vision encoder in two calls, pictures first
-    return {name: np.concatenate(parts) if len(parts) > 1 else parts[0] for name, parts in found.items()}
+    return tape.joined()
+
+
+class Tape:
+    """Keeps what modules take and give, flattened to [rows, channels], one piece for each call."""
+
+    def __init__(self) -> None:
+        self.pieces: dict[str, list[np.ndarray]] = defaultdict(list)
+        self.hooks: list[Any] = []
+
+    def input(self, name: str, module: Any, layout: Callable = lambda x: x) -> None:
+        """What `module` takes; `layout` puts its channels last."""
+        self.hooks.append(module.register_forward_pre_hook(lambda module, args: self._keep(name, layout(args[0]))))
+
+    def output(self, name: str, module: Any, layout: Callable = lambda x: x) -> None:
+        """What `module` gives."""
+
+        def hook(module: Any, args: Any, value: Any) -> None:
+            self._keep(name, layout(value[0] if isinstance(value, tuple) else value))
+
+        self.hooks.append(module.register_forward_hook(hook))
+
+    def stack(self, part: str, layers: Any, last: Any) -> None:
+        """`{part}.input`, what the first layer takes; `{part}.layers.{i}`; `{part}.output`, what `last` gives."""
+        self.input(f"{part}.input", layers[0])
+        self.output(f"{part}.output", last)
+        for index, layer in enumerate(layers):
+            self.output(f"{part}.layers.{index}", layer)
+
+    def joined(self) -> Trace:
+        return {name: np.concatenate(parts) if len(parts) > 1 else parts[0] for name, parts in self.pieces.items()}
+
+    def _keep(self, name: str, value: Any) -> None:
+        self.pieces[name].append(value.float().reshape(-1, value.shape[-1]).numpy().copy())
+
+
+@contextmanager
+def recorded() -> Iterator[Tape]:
+    """A tape whose hooks are gone afterwards."""
+    tape = Tape()
+    try:
+        yield tape
+    finally:
+        for hook in tape.hooks:
+            hook.remove()
 
 
 def position_ids(model: Any, inputs: dict[str, Any]) -> tuple[np.ndarray, int]:
@@ -85,16 +108,33 @@ def lazy_thinker(
         tensors: published tensors by full name ("thinker.model.norm.weight").
         on_load: called with a layer's name when its weights are about to be read.
     """
-    torch, transformers = pytorch()
-    quiet()
+    _, transformers = pytorch()
     config = transformers.Qwen2_5OmniThinkerConfig.from_pretrained(folder, local_files_only=True)
+    model = _lazy(transformers.Qwen2_5OmniThinkerForConditionalGeneration, config, "thinker", tensors, on_load)
+    # tables that no checkpoint holds; on the meta device they have no values
+    sinusoids = model.audio_tower.positional_embedding
+    model.audio_tower.positional_embedding = type(sinusoids)(sinusoids.length, sinusoids.channels)
+    model.visual.rotary_pos_emb = type(model.visual.rotary_pos_emb)(model.visual.config)
+    return model
+
+
+def lazy_talker(
+    folder: str | Path, tensors: Mapping[str, Tensor], *, on_load: Callable[[str], None] | None = None
+) -> Any:
+    """The Talker of a published folder, as `lazy_thinker`."""
+    _, transformers = pytorch()
+    config = transformers.Qwen2_5OmniConfig.from_pretrained(folder, local_files_only=True).talker_config
+    return _lazy(transformers.Qwen2_5OmniTalkerForConditionalGeneration, config, "talker", tensors, on_load)
+
+
+def _lazy(kind: Any, config: Any, part: str, tensors: Mapping[str, Tensor], on_load) -> Any:
+    torch, _ = pytorch()
+    quiet()
     with torch.device("meta"):
-        model = transformers.Qwen2_5OmniThinkerForConditionalGeneration._from_config(
-            config, dtype=torch.float32, attn_implementation="sdpa"
-        )
-    _compute_tables(model)
+        model = kind._from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.model.config)
     for name, module in weight_units(model):
-        module.register_forward_pre_hook(_loader(torch, f"thinker.{name}", tensors, on_load))
+        module.register_forward_pre_hook(_loader(torch, f"{part}.{name}", tensors, on_load))
         module.register_forward_hook(_drop)
     return model.eval()
 
@@ -111,14 +151,6 @@ def weight_units(model: Any) -> Iterator[tuple[str, Any]]:
             yield from walk(f"{name}.{child_name}".lstrip("."), child, isinstance(module, torch.nn.ModuleList))
 
     yield from walk("", model, False)
-
-
-def _compute_tables(model: Any) -> None:
-    """Tables that no checkpoint holds; on the meta device they have no values."""
-    sinusoids = model.audio_tower.positional_embedding
-    model.audio_tower.positional_embedding = type(sinusoids)(sinusoids.length, sinusoids.channels)
-    for owner, name in ((model.visual, "rotary_pos_emb"), (model.model, "rotary_emb")):
-        setattr(owner, name, type(getattr(owner, name))(owner.config))
 
 
 def _loader(torch: Any, prefix: str, tensors: Mapping[str, Tensor], on_load) -> Callable:

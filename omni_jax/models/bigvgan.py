@@ -156,8 +156,8 @@ class WindowPlan:
         return self.block + self.context
 
     def start(self, index: int) -> int:
-        """First frame of the window of block `index`. Windows begin at the start of the utterance or with a full context,
-        so that nothing has to be masked on their left."""
+        """First frame of the window of block `index`: the utterance's, or one with a full context after it, so that
+        nothing has to be masked on the left."""
         return max(0, (index + 1 - self.blocks) * self.block)
 
     def span(self, index: int, end: int | None = None) -> tuple[int, int]:
@@ -183,9 +183,11 @@ def vocode_windows(
     Args:
         mel: windows that begin at the start of their utterance, or at least a receptive field before their offset.
         lengths: true frames of each window. Samples beyond them are zero.
+        offsets: may be negative, down to -frames: samples before the window are zero.
     """
     hop = samples_per_frame(config)
     waveform = BigVGAN(config).apply({"params": params}, mel, lengths)
-    # A slice never reaches beyond its operand's end: it would move to the left.
-    waveform = jnp.pad(waveform, ((0, 0), (0, frames * hop)))
-    return jax.vmap(lambda row, offset: jax.lax.dynamic_slice(row, (offset * hop,), (frames * hop,)))(waveform, offsets)
+    # A slice that reaches beyond its operand would be moved to lie within it.
+    size = frames * hop
+    waveform = jnp.pad(waveform, ((0, 0), (size, size)))
+    return jax.vmap(lambda row, offset: jax.lax.dynamic_slice(row, (size + offset * hop,), (size,)))(waveform, offsets)

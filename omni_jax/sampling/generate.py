@@ -198,28 +198,28 @@ class Sampler:
         seconds["decode_steps"] = max(follower.count for follower in followers)
 
     def encode(self, inputs: OmniInputs, seconds: dict[str, float] | None = None) -> dict[str, jax.Array]:
-        """Rows of audio and vision tokens of a batch, for those kinds that it has."""
-        seconds, thinker, out = {} if seconds is None else seconds, self.config.thinker_config, {}
+        """Rows of audio and vision tokens of a batch, for those kinds that it has.
+
+        Args:
+            seconds: filled with the time of each encoder; for that the call waits for the device.
+        """
+        thinker, out = self.config.thinker_config, {}
+
+        def run(kind: str, encode: Callable[[], jax.Array]) -> None:
+            started = time.perf_counter()
+            out[kind] = encode()
+            if seconds is not None:
+                out[kind].block_until_ready()
+                seconds[f"encode_{kind}"] = seconds.get(f"encode_{kind}", 0.0) + time.perf_counter() - started
+
         if inputs.audio is not None:
-            started = time.perf_counter()
-            out["audio"] = programs.encode_audio(
-                self.params["audio_encoder"],
-                jnp.asarray(inputs.audio.mel),
-                jnp.asarray(inputs.audio.frames),
-                config=thinker.audio_config,
-                dtype=self.dtype,
-            ).block_until_ready()
-            seconds["encode_audio"] = time.perf_counter() - started
+            mel, frames = jnp.asarray(inputs.audio.mel), jnp.asarray(inputs.audio.frames)
+            config = dict(config=thinker.audio_config, dtype=self.dtype)
+            run("audio", lambda: programs.encode_audio(self.params["audio_encoder"], mel, frames, **config))
         if inputs.vision is not None:
-            started = time.perf_counter()
-            out["vision"] = programs.encode_vision(
-                self.params["vision_encoder"],
-                jnp.asarray(inputs.vision.patches),
-                vision_layout(inputs.vision),
-                config=thinker.vision_config,
-                dtype=self.dtype,
-            ).block_until_ready()
-            seconds["encode_vision"] = time.perf_counter() - started
+            patches, layout = jnp.asarray(inputs.vision.patches), vision_layout(inputs.vision)
+            config = dict(config=thinker.vision_config, dtype=self.dtype)
+            run("vision", lambda: programs.encode_vision(self.params["vision_encoder"], patches, layout, **config))
         return out
 
     def prefill(

@@ -8,10 +8,9 @@ and the host reads results in that order too, with one block of steps always und
 before the first sound nothing stands between the codes that it needs and its own making.
 """
 
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -25,27 +24,28 @@ from omni_jax.sampling.generate import Event, TextFollower, check_finite, stop_t
 from omni_jax.sampling.guards import is_looping
 from omni_jax.sampling.options import SamplingOptions
 from omni_jax.sampling.sound import SoundStreams
-from omni_jax.sampling.speech_options import AudioChunk, CodeEvent, End, Span, SpeechOptions
+from omni_jax.sampling.speech_options import AudioChunk, CodeEvent, End, SpeechOptions
 from omni_jax.sampling.voices import choose_speaker
+from omni_jax.sampling.watch import Watch
 
 if TYPE_CHECKING:
-    from omni_jax.sampling.prompting import Prompted
+    from omni_jax.sampling.prompting import Listener, Prompted
     from omni_jax.sampling.speech import Speech
 
 
 class CodeFollower:
     """Turns one row's codes into events, up to its end."""
 
-    def __init__(self, row: int, stops: Sequence[int], loop_guard: int | None):
-        self.row, self.codes, self.reason = row, [], None
-        self._stops, self._guard = stops, loop_guard
+    def __init__(self, row: int, loop_guard: int | None, stops: Sequence[int] = ()):
+        self.row, self.codes, self.reason, self.stops = row, [], None, stops
+        self._guard = loop_guard
 
     def take(self, codes: np.ndarray, done: bool) -> CodeEvent | None:
         """What a block brought; nothing after the end."""
         if self.reason is not None:
             return None
         own = [int(code) for code in codes if code >= 0]
-        spoken = [code for code in own if code not in self._stops]
+        spoken = [code for code in own if code not in self.stops]
         self.codes += spoken
         if done:
             silent = not own and not self.codes
@@ -62,7 +62,6 @@ class Work:
     kind: str  # "steps" or "sound"
     results: Any
     steps: int = 0
-    asked: float = field(default_factory=time.perf_counter)
 
 
 class Answering:
@@ -73,41 +72,43 @@ class Answering:
 
     def __init__(
         self,
-        model: "Speech",
+        model: "Speech | Listener",
         prompted: "Prompted",
         options: Sequence[SamplingOptions],
         speech: Sequence[SpeechOptions],
         limit: Int[np.ndarray, "B"],
         code_limit: Int[np.ndarray, "B"],
         *,
-        started: float | None = None,
+        watch: Watch | None = None,
     ):
         """Asks the device for each row's first steps.
 
         Args:
-            prompted: prompts in the caches of both models; used up.
+            prompted: prompts in the caches; used up. Without a Talker's cache the answers are text only.
             options, speech: one each for the first rows; further rows are padding.
             limit, code_limit: most tokens and codes of each row, which fit the caches; 0 for padding.
-            started: when the call began, by `time.perf_counter`.
+            watch: is told of all work.
         """
         self.model, self.options = model, list(speech)
-        self.timeline: list[Span] = []
-        self.started = time.perf_counter() if started is None else started
+        self._watch, self._block = watch, model.block
         self.text = [TextFollower(row, model.sampler.tokenizer, model.sampler.stop_ids) for row in range(len(options))]
-        self.speech = [CodeFollower(row, model.stops, option.loop_guard) for row, option in enumerate(speech)]
-        self.speakers = [choose_speaker(model.speakers, option.voice) for option in speech]
-        seeds, flows = [option.codes.seed for option in speech], [option.flow for option in speech]
-        self._streams = SoundStreams(model.token2wav, self.speakers, seeds, flows)
+        self.speech = [CodeFollower(row, option.loop_guard) for row, option in enumerate(speech)]
+        self.talker = self.reply = self._streams = None
+        self.samples_per_code = 0
         self._heard = [0] * len(options)  # samples that were handed out
         self._open = set(range(len(options)))  # rows without their last event
         self._queue: deque[Work] = deque()
-        self._steps_asked, self._sounding, self._free_at = 0, False, self.started
-        self._begin(prompted, options, limit, code_limit)
+        self._steps_asked, self._sounding = 0, False
+        if prompted.talker is None:
+            for one in self.speech:
+                one.reason = "none"
+            self._begin_text(prompted, options, limit)
+        else:
+            self._begin_both(prompted, options, limit, code_limit)
 
-    def _begin(self, prompted, options, limit, code_limit) -> None:
-        """First token, second token, first code: from here on every step makes one of each."""
+    def _first_token(self, prompted, options, limit):
         sampler, batch = self.model.sampler, len(prompted.lengths)
-        thinker, first, *_ = programs.first_token(
+        thinker, first, *flags = programs.first_token(
             sampler.params["thinker"],
             prompted.thinker.last_hidden,
             prompted.thinker.seen,
@@ -118,9 +119,24 @@ class Answering:
             stop_table(sampler.stop_ids, batch),
             **self.model.static("thinker"),
         )
-        thinker = thinker.replace(cache=prompted.thinker.cache)
+        return thinker.replace(cache=prompted.thinker.cache), first, *flags
+
+    def _begin_text(self, prompted, options, limit) -> None:
+        self.thinker, first, done, broken = self._first_token(prompted, options, limit)
+        self._ask(dict(tokens=first[:, None], text_done=done, text_broken=broken), steps=1)
+
+    def _begin_both(self, prompted, options, limit, code_limit) -> None:
+        """First token, second token, first code: from here on every step makes one of each."""
+        model, thinker_params = self.model, self.model.sampler.params["thinker"]
+        self.speakers = [choose_speaker(model.speakers, option.voice) for option in self.options]
+        seeds, flows = [option.codes.seed for option in self.options], [option.flow for option in self.options]
+        self._streams = SoundStreams(model.token2wav, self.speakers, seeds, flows)
+        self.samples_per_code = model.token2wav.samples_per_code
+        for one in self.speech:
+            one.stops = model.stops
+        thinker, first, *_ = self._first_token(prompted, options, limit)
         self.thinker, second, vector, silent, done, broken = sp.second_token(
-            sampler.params["thinker"], thinker, **self.model.static("thinker")
+            thinker_params, thinker, **model.static("thinker")
         )
         results = dict(tokens=jnp.stack([first, second], axis=1), text_done=done, text_broken=broken)
         self.talker, self.reply, code, done, broken = self.model.begin(
@@ -128,6 +144,14 @@ class Answering:
         )
         results |= dict(codes=code[:, None], done=done, broken=broken)
         self._ask(results, steps=1)
+
+    @property
+    def speaks(self) -> bool:
+        return self.talker is not None
+
+    def heard(self, row: int) -> int:
+        """Samples of a row that were handed out."""
+        return self._heard[row]
 
     def events(self) -> Iterator[Event | AudioChunk | End]:
         """Everything that happens, as it becomes known. Ends after every row's `End`."""
@@ -139,7 +163,7 @@ class Answering:
 
     def _keep_busy(self) -> None:
         """Two blocks of steps in the queue, while there is anything to say."""
-        block = self.model.block
+        block = self._block
         while True:
             text, speech = any(not one.ended for one in self.text), any(one.reason is None for one in self.speech)
             waiting = sum(work.kind == "steps" for work in self._queue)
@@ -153,11 +177,17 @@ class Answering:
     def _ask(self, results: dict[str, jax.Array], steps: int) -> None:
         self._steps_asked += steps
         self._queue.append(Work("steps", results, steps))
+        if self._watch is not None:
+            kinds = {"tokens": "text", "codes": "codes"}
+            seen = [name for name in kinds if name in results]
+            counts = [results[name] for name in seen]
+            stages = tuple(kinds[name] for name in seen)
+            self._watch.expect(stages, counts, lambda: tuple(int((np.asarray(ids) >= 0).sum()) for ids in counts))
 
     def _run(self, text: bool, speech: bool, steps: int) -> dict[str, jax.Array]:
         """The program for what is still to be said."""
         model, thinker_params, steps = self.model, self.model.sampler.params["thinker"], jnp.int32(steps)
-        common = dict(dtype=model.sampler.dtype, unrolled=model.sampler.unrolled, block=model.block)
+        common = dict(dtype=model.sampler.dtype, unrolled=model.sampler.unrolled, block=self._block)
         configs = dict(thinker_config=model.thinker_config, talker_config=model.talker_config)
         if text and speech:
             self.thinker, self.talker, self.reply, results = sp.converse(
@@ -178,20 +208,17 @@ class Answering:
         results = {name: np.asarray(value) for name, value in work.results.items()}
         if "tokens" in results:
             check_finite(results["text_broken"], "text")
-            before = sum(one.count for one in self.text)
             for one in self.text:
                 yield from one.take(results["tokens"][one.row], bool(results["text_done"][one.row]))
-            self._note("text", work.asked, sum(one.count for one in self.text) - before)
         if "codes" in results:
             check_finite(results["broken"], "speech")
             # the loop ends early where a row runs out of text: keep the next blocks in step with those of the DiT
             self._steps_asked -= work.steps - int((results["codes"] >= 0).sum(axis=1).max(initial=0))
-            yield from self._take_codes(results["codes"], results["done"], work)
+            yield from self._take_codes(results["codes"], results["done"])
 
-    def _take_codes(self, codes: np.ndarray, done: np.ndarray, work: Work) -> Iterator[AudioChunk]:
+    def _take_codes(self, codes: np.ndarray, done: np.ndarray) -> Iterator[AudioChunk]:
         events = [one.take(codes[one.row], bool(done[one.row])) for one in self.speech]
         events = [event for event in events if event is not None]
-        self._note("codes", work.asked, sum(len(event.codes) for event in events))
         looping = [event.row for event in events if event.finish_reason == "loop"]
         if looping:
             self.talker = sp.halt(self.talker, jnp.asarray(np.isin(np.arange(len(done)), looping)))
@@ -200,7 +227,11 @@ class Answering:
                 self._streams.push(event.row, event.codes, last=event.finish_reason is not None)
         sounds = self._streams.dispatch()
         self._sounding |= bool(sounds)
-        self._queue += [Work("sound", sound) for sound in sounds]
+        for sound in sounds:
+            self._queue.append(Work("sound", sound))
+            if self._watch is not None and sound.mel is not None:
+                self._watch.expect(("dit",), sound.mel, lambda sound=sound: (sound.mel_frames,))
+                self._watch.expect(("bigvgan",), sound.samples, lambda sound=sound: (sound.count,))
         for event in events:
             row, option = event.row, self.options[event.row]
             if option.decoder == "full" and event.finish_reason is not None:
@@ -210,14 +241,7 @@ class Answering:
                 yield from self._hand_out(row, waveform, 0)
 
     def _take_sound(self, work: Work) -> Iterator[AudioChunk]:
-        sound = work.results
-        if sound.mel is None:  # the end of a row that said nothing
-            return
-        jax.block_until_ready(sound.mel)
-        self._note("dit", work.asked, sound.mel_frames)
-        waveform = sound.wait()
-        self._note("bigvgan", work.asked, len(waveform))
-        yield from self._hand_out(sound.row, waveform, sound.start)
+        yield from self._hand_out(work.results.row, work.results.wait(), work.results.start)
 
     def _hand_out(self, row: int, waveform: np.ndarray, start: int) -> Iterator[AudioChunk]:
         self._heard[row] += len(waveform)
@@ -228,13 +252,7 @@ class Answering:
         """Rows of which all text and all sound has been handed out."""
         for row in sorted(self._open):
             text, speech = self.text[row], self.speech[row]
-            if text.ended and speech.reason and self._heard[row] == len(speech.codes) * self.model.token2wav.samples_per_code:
+            samples = len(speech.codes) * self.samples_per_code
+            if text.ended and speech.reason and self._heard[row] == samples:
                 self._open.discard(row)
                 yield End(row, text.reason, speech.reason, tuple(text.token_ids), tuple(speech.codes))
-
-    def _note(self, stage: str, asked: float, amount: int) -> None:
-        """The device does one thing after the other: a stage begins when it was asked for, or when it was its turn."""
-        now = time.perf_counter()
-        self.timeline.append(Span(stage, max(asked, self._free_at) - self.started, now - self.started, amount))
-        if stage != "text":  # its codes come with it
-            self._free_at = now

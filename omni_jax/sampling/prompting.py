@@ -7,7 +7,7 @@ More may be added later: further turns of a conversation, or an answer that is a
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,30 @@ from omni_jax.errors import CapacityError
 from omni_jax.layers.kv_cache import KVCache
 from omni_jax.sampling import programs
 from omni_jax.sampling import speech_programs as sp
+from omni_jax.sampling.generate import Sampler
 
-if TYPE_CHECKING:
-    from omni_jax.sampling.speech import Speech
+
+class Listener:
+    """A model that reads prompts: the Thinker and, in `Speech`, the Talker beside it."""
+
+    def __init__(self, sampler: Sampler):
+        self.sampler = sampler
+        self.thinker_config = sampler.config.thinker_config.text_config
+        self.talker_config = sampler.config.talker_config
+        self.params: Any = None  # of the Talker
+        token2wav = sampler.config.token2wav_config
+        # steps that the device makes before the host looks: a block of the DiT, 12 codes
+        self.block = 12 if token2wav is None else token2wav.dit_config.block_size // token2wav.dit_config.repeats
+
+    def embed(self, token_ids: Int[np.ndarray, "B T"]) -> Float[Array, "B T E"]:
+        """The Thinker's embeddings."""
+        params, ids = self.sampler.params["thinker"], jnp.asarray(token_ids)
+        return programs.embed(params, ids, config=self.thinker_config, dtype=self.sampler.dtype)
+
+    def static(self, part: str) -> dict[str, Any]:
+        """The arguments by which programs of the "thinker" or the "talker" are keyed."""
+        config = self.talker_config if part == "talker" else self.thinker_config
+        return dict(config=config, dtype=self.sampler.dtype, unrolled=self.sampler.unrolled)
 
 
 @dataclass(frozen=True)
@@ -40,18 +61,20 @@ class Prompted:
     last_position: Int[np.ndarray, "B"]
 
 
-def nothing_yet(model: "Speech", batch: int, thinker_length: int, talker_length: int) -> Prompted:
-    """Empty caches."""
+def nothing_yet(model: Listener, batch: int, thinker_length: int, talker_length: int | None) -> Prompted:
+    """Empty caches; with None for its length none for the Talker."""
     sampler, zeros = model.sampler, np.zeros(batch, np.int32)
     kinds = dict(batch=batch, dtype=sampler.dtype, unrolled=sampler.unrolled)
     state = programs.new_prefill(config=model.thinker_config, length=thinker_length, **kinds)
-    talker = sp.new_cache(config=model.talker_config, length=talker_length, **kinds)
+    talker = None
+    if talker_length is not None:
+        talker = sp.new_cache(config=model.talker_config, length=talker_length, **kinds)
     # committed to their device like the parameters: otherwise the first chunk would compile a program of its own
     return Prompted(*jax.device_put((state, talker), sampler.home), zeros, zeros, zeros - 1)
 
 
 def extend(
-    model: "Speech",
+    model: Listener,
     prompted: Prompted,
     inputs: OmniInputs,
     *,
@@ -64,12 +87,13 @@ def extend(
     Args:
         inputs: position ids are those of the whole conversation.
         chunk: tokens that one call takes; the sampler's by default. Widths of `inputs` are multiples of it.
+        report: called with "prefill", chunks done and chunks in all.
+        seconds: the time of each stage is added; for that the call waits for the device, and otherwise not.
 
     Raises:
         CapacityError: the caches have no room for it; nothing was done.
     """
-    sampler, seconds, chunk = model.sampler, {} if seconds is None else seconds, chunk or model.sampler.chunk
-    width = inputs.token_ids.shape[1]
+    sampler, chunk, width = model.sampler, chunk or model.sampler.chunk, inputs.token_ids.shape[1]
     check_room(prompted, width)
     media = sampler.encode(inputs, seconds)
     started = time.perf_counter()
@@ -101,7 +125,9 @@ def extend(
             talker, _ = sp.hear(model.params, talker, vectors, silent, position_ids, start, **model.static("talker"))
     rows = np.arange(len(lengths))
     last = inputs.position_ids[0, rows, np.maximum(inputs.lengths - 1, 0)]
-    seconds["prefill"] = seconds.get("prefill", 0.0) + time.perf_counter() - started
+    if seconds is not None:
+        jax.block_until_ready(state.last_hidden)
+        seconds["prefill"] = seconds.get("prefill", 0.0) + time.perf_counter() - started
     grown = inputs.lengths > 0
     return Prompted(
         state,
@@ -113,7 +139,7 @@ def extend(
 
 
 def read_reply(
-    model: "Speech", prompted: Prompted, words: list[np.ndarray], chunks: int
+    model: Listener, prompted: Prompted, words: list[np.ndarray], chunks: int
 ) -> tuple[Prompted, Float[Array, "B R E"]]:
     """Runs known answers through the Thinker.
 

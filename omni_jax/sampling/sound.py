@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,8 +23,11 @@ from omni_jax.models import dit
 from omni_jax.models.bigvgan import samples_per_frame
 from omni_jax.models.dit_block import block_codes, context_blocks
 from omni_jax.models.flow import FlowOptions
-from omni_jax.sampling.token2wav import Token2Wav, mel_windows, vocode_windows
+from omni_jax.sampling.sound_programs import mel_windows, vocode_windows
 from omni_jax.sampling.voices import Speaker
+
+if TYPE_CHECKING:
+    from omni_jax.sampling.token2wav import Token2Wav
 
 _Item = TypeVar("_Item")
 WINDOWS_PER_CALL = (8, 4, 2, 1)  # the programs are compiled for these, as they are first needed
@@ -52,6 +55,11 @@ class PendingSound:
     mel_frames: int
     _sound: jax.Array | None = field(repr=False, default=None)  # [W, S] of all windows of the call
     _place: int = field(repr=False, default=0)
+
+    @property
+    def samples(self) -> jax.Array | None:
+        """The device's array that this sound is a part of; None without sound."""
+        return self._sound
 
     def wait(self) -> np.ndarray:
         """float32 [count] in [-1, 1], 24 kHz, once the device has it."""
@@ -99,7 +107,7 @@ class SoundStreams:
 
     def __init__(
         self,
-        token2wav: Token2Wav,
+        token2wav: "Token2Wav",
         speakers: Sequence[Speaker],
         seeds: Sequence[int],
         options: FlowOptions | Sequence[FlowOptions] = dit.DEFAULT_OPTIONS,

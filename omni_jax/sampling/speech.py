@@ -20,12 +20,11 @@ from input_pipeline.packing import BUCKETS, OmniInputs, bucket, pack_batch
 from input_pipeline.request import Request
 from omni_jax.errors import CapacityError, CheckpointError, PromptError
 from omni_jax.layers.decoder import unroll_params
-from omni_jax.sampling import programs
 from omni_jax.sampling import speech_programs as sp
 from omni_jax.sampling.generate import Event, Sampler, cache_length, check_finite, warper_options
 from omni_jax.sampling.options import SamplingOptions
 from omni_jax.sampling.pipeline import Answering, CodeFollower
-from omni_jax.sampling.prompting import Prompted, extend, nothing_yet, read_reply, silent_rows
+from omni_jax.sampling.prompting import Listener, Prompted, extend, nothing_yet, read_reply, silent_rows
 from omni_jax.sampling.speech_options import (
     SPEECH,
     AudioChunk,
@@ -38,12 +37,13 @@ from omni_jax.sampling.speech_options import (
 )
 from omni_jax.sampling.token2wav import Token2Wav
 from omni_jax.sampling.voices import Speaker, choose_speaker, load_speakers
+from omni_jax.sampling.watch import Watch
 
 SPEECH_COMPONENTS = ("talker", "speaker_encoder", "dit", "bigvgan")
 _GREEDY = SamplingOptions()
 
 
-class Speech:
+class Speech(Listener):
     """The speaking half of a model, beside the `Sampler` that answers in text. Keeps no state between calls."""
 
     def __init__(
@@ -51,8 +51,6 @@ class Speech:
         sampler: Sampler,
         params: Mapping[str, Any],
         speakers: Mapping[str, Speaker],
-        *,
-        block: int = 12,
     ):
         """Prepares parameters for speech.
 
@@ -60,14 +58,14 @@ class Speech:
             sampler: holds the Thinker and the encoders; the Talker runs in its dtype.
             params: talker, speaker_encoder, dit and bigvgan; the last three are used in float32.
             speakers: voices by name.
-            block: steps that the device makes before the host looks; 12 codes are a block of the DiT.
 
         Raises:
             CheckpointError: the model has no Talker.
         """
         if not sampler.config.speaks:
             raise CheckpointError("This checkpoint has no Talker, so it cannot speak. Use one with audio output.")
-        self.sampler, self.speakers, self.block = sampler, dict(speakers), block
+        super().__init__(sampler)
+        self.speakers = dict(speakers)
         self.thinker_config, self.talker_config = (
             sampler.config.thinker_config.text_config,
             sampler.config.talker_config,
@@ -77,7 +75,7 @@ class Speech:
         self.token2wav = Token2Wav(params, sampler.config.token2wav_config)
 
     @classmethod
-    def from_checkpoint(cls, folder: str | Path, sampler: Sampler, *, block: int = 12) -> "Speech":
+    def from_checkpoint(cls, folder: str | Path, sampler: Sampler) -> "Speech":
         """Restores the speaking parts of the imported checkpoint that `sampler` came from.
 
         Raises:
@@ -88,7 +86,7 @@ class Speech:
         speakers = load_speakers(folder, sampler.config)
         talker = restore_params(folder, sampler.config, dtype=sampler.dtype, components=("talker",))
         sound = restore_params(folder, sampler.config, dtype=jnp.float32, components=SPEECH_COMPONENTS[1:])
-        return cls(sampler, talker | sound, speakers, block=block)
+        return cls(sampler, talker | sound, speakers)
 
     def stream(
         self,
@@ -128,27 +126,25 @@ class Speech:
         prompted = nothing_yet(self, batch, thinker_length, talker_length)
         prompted = extend(self, prompted, inputs, report=report, seconds=seconds)
         limit = padded([option.max_new_tokens for option in each], batch)
-        answering = Answering(
-            self,
-            prompted,
-            each,
-            spoken,
-            np.minimum(limit, thinker_length - inputs.lengths),
-            np.minimum(padded(wanted, batch), np.maximum(talker_length - inputs.lengths - 2, 0)),
-            started=started,
-        )
         timeline = [] if timeline is None else timeline
-        timeline += answering.timeline
-        answering.timeline = timeline
-        for event in answering.events():
-            if isinstance(event, AudioChunk):
-                seconds.setdefault("first_sound", time.perf_counter() - started)
-            elif isinstance(event, Event):
-                seconds.setdefault("first_text", time.perf_counter() - started)
-            yield event
-        for stage in ("codes", "dit", "bigvgan"):
-            spans = [span.end - span.start for span in timeline if span.stage == stage]
-            seconds[{"codes": "decode"}.get(stage, stage)] = sum(spans)
+        with Watch(started, timeline) as watch:
+            answering = Answering(
+                self,
+                prompted,
+                each,
+                spoken,
+                np.minimum(limit, thinker_length - inputs.lengths),
+                np.minimum(padded(wanted, batch), np.maximum(talker_length - inputs.lengths - 2, 0)),
+                watch=watch,
+            )
+            for event in answering.events():
+                if isinstance(event, AudioChunk):
+                    seconds.setdefault("first_sound", time.perf_counter() - started)
+                elif isinstance(event, Event):
+                    seconds.setdefault("first_text", time.perf_counter() - started)
+                yield event
+        for stage, name in (("codes", "decode"), ("dit", "dit"), ("bigvgan", "bigvgan")):
+            seconds[name] = sum(span.end - span.start for span in timeline if span.stage == stage)
         seconds["answer"] = time.perf_counter() - started
 
     def generate(
@@ -242,7 +238,7 @@ class Speech:
 
         started, steps = time.perf_counter(), 1
         pending = deque([(code[:, None], done, jnp.zeros_like(done))])
-        followers = [CodeFollower(row, self.stops, option.loop_guard) for row, option in enumerate(each)]
+        followers = [CodeFollower(row, option.loop_guard, self.stops) for row, option in enumerate(each)]
         while any(one.reason is None for one in followers):
             # keep one block in flight beyond the one that the host reads
             if len(pending) < 2:
@@ -389,16 +385,6 @@ class Speech:
         empty = jnp.zeros_like(vector[:, None])
         reply = sp.Reply(empty, jnp.zeros(batch, jnp.int32), complete, rows[batch], rows[batch + 1])
         return state.replace(cache=cache), reply, code, done, broken
-
-    def embed(self, token_ids: Int[np.ndarray, "B T"]) -> Float[Array, "B T E"]:
-        """The Thinker's embeddings."""
-        params, ids = self.sampler.params["thinker"], jnp.asarray(token_ids)
-        return programs.embed(params, ids, config=self.thinker_config, dtype=self.sampler.dtype)
-
-    def static(self, part: str) -> dict[str, Any]:
-        """The arguments by which programs of the "thinker" or the "talker" are keyed."""
-        config = self.talker_config if part == "talker" else self.thinker_config
-        return dict(config=config, dtype=self.sampler.dtype, unrolled=self.sampler.unrolled)
 
     @property
     def stops(self) -> tuple[int, int]:

@@ -84,7 +84,8 @@ class AudioChunk:
 class End:
     """The last event of one request.
 
-    finish_reason: of the text, "stop" or "length". speech_reason: as in `CodeEvent`, and "interrupted".
+    finish_reason: of the text, "stop" or "length". speech_reason: as in `CodeEvent`, or "none" where nobody was to
+        speak. In a live session both may be "interrupted".
     """
 
     row: int

@@ -23,9 +23,11 @@ from jaxtyping import Array, Float, Int
 from input_pipeline.packing import bucket
 from omni_jax.config import BigVGANConfig, DiTConfig, Token2WavConfig
 from omni_jax.errors import CapacityError
-from omni_jax.models import bigvgan, dit, dit_block
+from omni_jax.models import dit
 from omni_jax.models.bigvgan import BigVGAN, WindowPlan, samples_per_frame
 from omni_jax.models.flow import FlowOptions, block_noise
+from omni_jax.sampling import sound_programs
+from omni_jax.sampling.sound import SoundStreams
 from omni_jax.sampling.voices import Speaker
 
 Params = Any
@@ -65,14 +67,14 @@ class Token2Wav:
         """What the DiT needs to know of a speaker, [1, D] and [D]; computed once and kept as long as the speaker is."""
         if speaker not in self._voices:
             arrays = np.asarray(speaker.vector, np.float32)[None], np.asarray(speaker.ref_mel, np.float32)[None]
-            self._voices[speaker] = make_voice(self.dit, *arrays, config=self.config.dit_config)
+            self._voices[speaker] = sound_programs.make_voice(self.dit, *arrays, config=self.config.dit_config)
         return self._voices[speaker]
 
     def modulation(self, options: FlowOptions) -> dit.Modulation:
         """Modulations of all evaluations of a solver; computed once and kept for the last few `options`."""
         found = self._modulations.pop(options, None)
         if found is None:
-            found = solver_modulation(self.dit, config=self.config.dit_config, options=options)
+            found = sound_programs.solver_modulation(self.dit, config=self.config.dit_config, options=options)
         self._modulations[options] = found  # the last used is the last to go
         if len(self._modulations) > _MODULATIONS:
             del self._modulations[next(iter(self._modulations))]
@@ -156,8 +158,6 @@ class Token2Wav:
         Raises:
             OmniError: a code that the DiT has no row for.
         """
-        from omni_jax.sampling.sound import SoundStreams
-
         stream = SoundStreams(self, [speaker], [seed], options, batched=batched, seconds=seconds)
         stream.push(0, codes, last=True)
         return np.concatenate([sound.wait() for sound in stream.dispatch()])
@@ -204,53 +204,4 @@ def vocode(
     return BigVGAN(config).apply({"params": params}, mel, lengths)
 
 
-@partial(jax.jit, static_argnames="config")
-def make_voice(
-    params: Params, vector: Float[Array, "B S"], ref_mel: Float[Array, "B R M"], *, config: DiTConfig
-) -> dit.Voice:
-    """`dit.make_voice`; `params` holds speaker_encoder and dit."""
-    return dit.make_voice(params, config, vector, ref_mel)
-
-
-@partial(jax.jit, static_argnames=("config", "options"))
-def solver_modulation(params: Params, *, config: DiTConfig, options: FlowOptions) -> dit.Modulation:
-    """`dit.modulate_solver`; `params` holds dit."""
-    return dit.modulate_solver(params, config, options)
-
-
-@partial(jax.jit, static_argnames=("config", "options", "back"))
-def mel_windows(
-    params: Params,
-    modulation: dit.Modulation,
-    codes: Int[Array, "W C"],
-    index: Int[Array, "W"],
-    frames: Int[Array, "W"],
-    voices: tuple[dit.Voice, ...],
-    seeds: Int[Array, "W"],
-    *,
-    config: DiTConfig,
-    options: FlowOptions,
-    back: int,
-) -> tuple[Float[Array, "F M"], ...]:
-    """Log mel of one block of each window, W arrays of it; see `dit_block.solve_windows`. One voice a window."""
-    voice = dit.stack_voices(voices)
-    mel = dit_block.solve_windows(params, config, modulation, codes, index, frames, voice, seeds, options, back=back)
-    return tuple(mel)
-
-
-@partial(jax.jit, static_argnames=("config", "frames"))
-def vocode_windows(
-    params: Params,
-    blocks: tuple[tuple[Float[Array, "F M"], ...], ...],
-    lengths: Int[Array, "W"],
-    offsets: Int[Array, "W"],
-    *,
-    config: BigVGANConfig,
-    frames: int,
-) -> Float[Array, "W S"]:
-    """Waveform of W windows, each of a few blocks of mel; see `bigvgan.vocode_windows`."""
-    mel = jnp.stack([jnp.concatenate(window) for window in blocks])
-    return bigvgan.vocode_windows(params, config, mel, lengths, offsets, frames=frames)
-
-
-PROGRAMS = (flow_noise, mel_full, vocode, make_voice, solver_modulation, mel_windows, vocode_windows)
+PROGRAMS = (flow_noise, mel_full, vocode, *sound_programs.PROGRAMS)

@@ -18,7 +18,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from jaxtyping import Float
 
+from input_pipeline.voice_mel import voice_mel
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, PromptError
 
@@ -78,6 +80,32 @@ def choose_speaker(speakers: Mapping[str, Speaker], name: str | None = None) -> 
     if name not in speakers:
         raise PromptError(f"There is no voice {name!r}. Voices of this checkpoint: {', '.join(speakers)}.")
     return speakers[name]
+
+
+def voice_from_recording(
+    base: Speaker, waveform: Float[np.ndarray, " W"], vector: np.ndarray | None = None, *, name: str = "The recording"
+) -> Speaker:
+    """A voice that the DiT hears in a recording: zero-shot, as far as the published weights allow.
+
+    The recording gives the reference mel. It does not give `cond`: the network that computes it is not published (a
+    CAM++ x-vector by all signs), so it stays that of `base` unless the caller has one. Nor does it give a start token:
+    how the Talker speaks (accent, pace, melody) stays that of `base`, since its rows were trained for each voice.
+
+    Args:
+        waveform: mono, 16 kHz; the first 4 s are used.
+        vector: float32 [192], or as wide as that of `base`.
+
+    Raises:
+        MediaError: too short, silent or damaged.
+        PromptError: a vector of another width, or not finite.
+    """
+    if vector is not None:
+        vector = np.asarray(vector, np.float32).reshape(-1)
+        if vector.shape != base.vector.shape or not np.isfinite(vector).all():
+            width = len(base.vector)
+            raise PromptError(f"The speaker vector must be {width} finite numbers, not {list(vector.shape)}.")
+    mel = voice_mel(waveform, base.ref_mel.shape[-1], name=name)
+    return Speaker(f"{base.name} as in {name}", base.token_id, base.vector if vector is None else vector, mel)
 
 
 def _speaker(file: Path, name: str, entry: Any, config: OmniConfig) -> Speaker:

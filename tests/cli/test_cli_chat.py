@@ -159,11 +159,11 @@ def test_a_failed_turn_leaves_no_trace(chat, media, tmp_path):
 def test_ctrl_c_stops_only_the_turn(chat, monkeypatch):
     answer, calls = Answerer.answer, []
 
-    def interrupted(self, *args):
+    def interrupted(self, *args, **kwargs):
         calls.append(args)
         if len(calls) == 1:
             raise KeyboardInterrupt
-        return answer(self, *args)
+        return answer(self, *args, **kwargs)
 
     monkeypatch.setattr(Answerer, "answer", interrupted)
     status, [only], err = chat(typed="something\nhello\n")

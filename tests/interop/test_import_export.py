@@ -26,6 +26,7 @@ from omni_jax.interop.random_checkpoint import make_random_checkpoint
 from omni_jax.interop.restore import load_checkpoint_info, restore_params
 from omni_jax.interop.tables import COMPONENTS, THINKER_COMPONENTS
 from omni_jax.interop.weight_table import flatten, jax_shapes
+from omni_jax.sampling.voices import load_speakers
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,6 +117,57 @@ def test_an_exported_model_gives_the_same_logits_in_pytorch(published, imported,
     ]
     assert logits[0].std() > 0.1
     assert torch.equal(*logits)
+
+
+def test_an_exported_model_speaks_the_same_in_pytorch(published, imported, tmp_path):
+    """Voices, logits of codes, timbre and waveform. (PyTorch's convolutions vary in the last bits.)"""
+    export_checkpoint(imported, tmp_path / "theirs", dtype="float32")
+    spoken = []
+    for folder in (published, tmp_path / "theirs"):
+        model = Qwen2_5OmniForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        voice, codes = model.speaker_map["Ethan"], torch.arange(20)[None] * 37 % 128
+        heard = torch.linspace(-1, 1, 12 * 64).reshape(1, 12, 64)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            logits = model.talker.codec_head(
+                model.talker.model(inputs_embeds=model.talker.thinker_to_talker_proj(heard)).last_hidden_state
+            )
+            timbre = model.token2wav.code2wav_dit_model.input_embed.spk_encoder(voice["ref_mel"])
+            waveform = model.token2wav(codes, voice["cond"], voice["ref_mel"], num_steps=3)
+        spoken.append((voice["cond"], voice["ref_mel"], logits, timbre, waveform))
+        assert logits.std() > 0.1 and timbre.std() > 0.01 and 0.01 < waveform.std() < 0.9
+    for one, other in zip(*spoken):
+        assert (one - other).abs().max() <= 1e-5 * one.abs().max()
+
+
+def test_every_speaking_part_travels(published, imported):
+    """What the tests of exactness compare is not empty, and holds every part by its published name."""
+    names = set(st.read_folder(published))
+    speaking = {
+        "talker.": "talker",
+        "token2wav.code2wav_dit_model.input_embed.spk_encoder.": "speaker_encoder",
+        "token2wav.code2wav_dit_model.transformer_blocks.": "dit",
+        "token2wav.code2wav_bigvgan_model.": "bigvgan",
+    }
+    entries = tables.table(read_config(imported))
+    for prefix, component in speaking.items():
+        theirs = {name for name in names if name.startswith(prefix)}
+        ours = {name for entry in entries if entry.component == component for name in entry.torch_names}
+        assert len(theirs) > 20 and theirs <= ours
+    assert load_checkpoint_info(imported).components == COMPONENTS
+
+
+def test_voices_travel_with_the_checkpoint(published, imported, tmp_path):
+    export_checkpoint(imported, tmp_path / "theirs")
+    config = read_config(published)
+    folders = [load_speakers(folder, config) for folder in (published, imported, tmp_path / "theirs")]
+    expected = torch.load(published / "spk_dict.pt", weights_only=True)
+    for speakers in folders:
+        assert list(speakers) == list(expected)
+        for name, speaker in speakers.items():
+            assert speaker.token_id == expected[name]["bos_token"]
+            np.testing.assert_array_equal(speaker.vector[None], expected[name]["cond"])
+            np.testing.assert_array_equal(speaker.ref_mel[None], expected[name]["ref_mel"])
 
 
 def test_parameters_are_the_published_values_in_our_layout(published, imported):

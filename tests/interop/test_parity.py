@@ -14,7 +14,10 @@ from omni_jax.interop.parity import Report, run_checks
 from omni_jax.interop.parity_encoders import audio_encoder_rows, vision_encoder_rows
 from omni_jax.interop.parity_inputs import input_rows
 from omni_jax.interop.parity_rows import Row, Step, compare, named_axes
+from omni_jax.interop.parity_speech import spoken_rows
+from omni_jax.interop.parity_talker import talker_rows
 from omni_jax.interop.parity_thinker import greedy_rows, thinker_rows
+from omni_jax.interop.parity_token2wav import token2wav_rows
 from omni_jax.interop.parity_weights import MemoryWeights
 from omni_jax.interop.random_checkpoint import make_random_checkpoint
 
@@ -29,6 +32,19 @@ MODEL_ROWS = [
     "thinker final norm",
     "logits",
 ]
+SPEECH_ROWS = [
+    "talker input, both tracks projected",
+    "talker, each layer alone",
+    "talker layers, end to end",
+    "talker final norm",
+    "talker logits",
+    "talker, code by code",
+    "speaker encoder",
+    "dit, one evaluation",
+    "dit, flow of 36 evaluations",
+    "bigvgan, waveform of a mel",
+]
+SPOKEN = ["text", "image", "audio", "film with sound"]
 CASES = ["text", "image", "two images", "audio", "film", "film with sound", "mixture"]
 
 
@@ -63,7 +79,9 @@ def by_name(rows: list[Row]) -> dict[str, Row]:
 def test_a_random_model_agrees_in_every_row(subject):
     rows = run_checks(subject)
     names = ["mel", "image patches", "video patches", "position ids", *MODEL_ROWS]
-    assert [row.name for row in rows] == names + [f"greedy tokens: {case}" for case in CASES]
+    names += [f"greedy tokens: {case}" for case in CASES] + SPEECH_ROWS
+    names += [f"{what}: {case}" for case in SPOKEN for what in ("greedy codes", "waveform")]
+    assert [row.name for row in rows] == names
     assert all(row.passed and row.max_rel <= row.tolerance for row in rows)
     assert all(row.diverges_at is None for row in rows)
 
@@ -142,6 +160,60 @@ def test_another_answer_fails_its_row_and_names_the_token(subject):
     assert failed[0].max_abs >= 1
 
 
+@pytest.mark.parametrize(
+    "path, index, first, last",
+    [
+        ("projection/kernel", (3, 9), "talker input, both tracks projected", "talker, code by code"),
+        ("layers/attention/value/bias", (1, 0, 4), "talker, each layer alone", "talker, code by code"),
+        ("codec_head/kernel", (5, 77), "talker logits", "talker, code by code"),
+    ],
+)
+def test_a_fault_in_the_talker_is_named(subject, path, index, first, last):
+    rows = run_checks(with_fault(subject, f"talker/{path}", index), [talker_rows])
+    failed = [row for row in rows if not row.passed]
+    assert (failed[0].name, failed[-1].name) == (first, last)
+    assert failed[0].diverges_at.startswith("talker.")
+    assert ", prompt " in failed[0].diverges_at or ", PyTorch " in failed[0].diverges_at
+
+
+@pytest.mark.parametrize(
+    "path, index, first, place",
+    [
+        ("speaker_encoder/block_2/squeeze/bias", (3,), "speaker encoder", "timbre of Ethan, channel "),
+        # code 0 stands for no code in the branch without guidance
+        ("dit/codes/embedding", (0, 3), "dit, one evaluation", "dit.layers.0 at t = 0.0, branch 1, frame "),
+        ("dit/modulation/kernel", (2, 5, 7), "dit, one evaluation", "dit.layers.2 at t = 0.0, branch "),
+        ("dit/output/bias", (7,), "dit, one evaluation", "dit, conditional velocity at t = 0.0, frame "),
+        ("bigvgan/block_2_1/dilated_1/bias", (3,), "bigvgan, waveform of a mel", "bigvgan.stages.2, place "),
+        ("bigvgan/conv_out/kernel", (3, 0, 0), "bigvgan, waveform of a mel", "bigvgan.waveform, sample "),
+    ],
+)
+def test_a_fault_in_the_sound_is_named(subject, path, index, first, place):
+    rows = run_checks(with_fault(subject, path, index), [token2wav_rows])
+    failed = [row for row in rows if not row.passed]
+    assert failed[0].name == first
+    assert failed[0].diverges_at.startswith(place)
+
+
+def test_other_codes_and_another_sound_fail_their_rows(subject):
+    rows = by_name(run_checks(with_fault(subject, "talker/final_norm/scale", slice(None, 24), -3.0), [spoken_rows]))
+    failed = [name for name, row in rows.items() if not row.passed]
+    assert any(name.startswith("greedy codes: ") for name in failed)
+    assert rows[failed[0]].diverges_at.startswith("code ")
+    assert all(row.passed for name, row in rows.items() if name.startswith("waveform: "))
+    rows = by_name(run_checks(with_fault(subject, "bigvgan/conv_out/kernel", (3, 0, 0)), [spoken_rows]))
+    assert all(row.passed for name, row in rows.items() if name.startswith("greedy codes: "))
+    assert not any(row.passed for name, row in rows.items() if name.startswith("waveform: "))
+
+
+def test_a_model_that_cannot_speak_has_no_rows_of_speech(tmp_path):
+    config = make_random_checkpoint(tmp_path / "mute", "tiny", talker=False)
+    assert not config.speaks
+    (tmp_path / "media").mkdir()
+    subject = parity.checkpoint_subject(tmp_path / "mute", tmp_path / "media")
+    assert run_checks(subject, [talker_rows, token2wav_rows, spoken_rows]) == []
+
+
 def test_a_wrong_position_is_found(subject):
     request = subject.requests["mixture"]
     moved = request.position_ids.copy()
@@ -176,11 +248,13 @@ def test_a_published_folder_agrees_layer_by_layer_and_keeps_no_weights(published
     subject = parity.checkpoint_subject(published, tmp_path, progress=loaded.append)
     rows = run_checks(subject)
     assert all(row.passed for row in rows)
-    assert [row.name for row in rows][4:] == [*MODEL_ROWS, "greedy tokens: the first only"]
+    assert [row.name for row in rows][4:] == [*MODEL_ROWS, "greedy tokens: the first only", *SPEECH_ROWS]
     alone = by_name(rows)["thinker, each layer alone"]
     assert [step.name for step in alone.steps] == [f"thinker.layers.{index} alone" for index in range(3)]
-    assert {parameter.device.type for parameter in subject.reference.model.parameters()} == {"meta"}
+    for model in (subject.reference.model, subject.reference.speech.talker):
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert loaded.count("thinker.model.layers.1") == 1
+    assert loaded.count("talker.model.layers.1") == 4  # the prompt, and three codes with its cache
 
 
 def test_a_fault_in_one_layer_of_a_published_folder_is_named(published, tmp_path, monkeypatch):
@@ -206,7 +280,7 @@ def test_the_command_prints_one_object_and_tells_by_its_status(published, monkey
     result = json.loads(captured.out)  # nothing else on standard output
     assert result["pass"] is True
     assert all({"name", "max_abs", "max_rel", "tolerance", "pass"} <= set(row) for row in result["rows"])
-    assert "All 14 rows pass." in captured.err
+    assert "All 24 rows pass." in captured.err
 
     failed = Report((Row("mel", np.inf, np.inf, 1e-4, False, "mel of a.wav, bin 0, frame 0: ours nan, PyTorch 1"),))
     monkeypatch.setattr(parity, "random_parity", lambda *args, **options: failed)

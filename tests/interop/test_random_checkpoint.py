@@ -167,7 +167,10 @@ def test_a_checkpoint_without_a_voice(tmp_path):
     assert not Qwen2_5OmniForConditionalGeneration.from_pretrained(tmp_path / "mute").has_talker
 
 
-@pytest.mark.parametrize("size, low, high", [("tiny", 1e6, 3e6), ("small", 10e6, 30e6), ("bench", 100e6, 300e6)])
+@pytest.mark.parametrize(
+    "size, low, high",
+    [("tiny", 1e6, 3e6), ("small", 10e6, 30e6), ("bench", 100e6, 300e6), ("speech", 800e6, 1300e6)],
+)
 def test_sizes(size, low, high):
     config = random_config(size)
     assert config_from_dict(published_dict(config)) == config
@@ -178,7 +181,7 @@ def test_sizes(size, low, high):
 def test_requests_that_cannot_be_met(folder, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="not empty"):
         make_random_checkpoint(folder)
-    with pytest.raises(CheckpointError, match="tiny, small, bench"):
+    with pytest.raises(CheckpointError, match="tiny, small, bench, speech"):
         make_random_checkpoint(tmp_path / "x", "huge")
 
     def no_torch(name, *args, **options):

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation.logits_process import (
@@ -16,7 +17,9 @@ from transformers.generation.logits_process import (
 )
 
 from omni_jax.errors import PromptError
+from omni_jax.presets import preset
 from omni_jax.sampling.options import SamplingOptions
+from omni_jax.sampling.speech_options import CODE_SAMPLING
 from omni_jax.sampling.warpers import WarperOptions, draw, warp
 
 VOCAB = 64
@@ -56,6 +59,95 @@ def test_processed_logits_equal_the_reference(seed, temperature, top_k, top_p, p
     ours = np.asarray(warp(jnp.asarray(logits), jnp.asarray(seen), chosen, jnp.asarray(suppressed)))
     np.testing.assert_array_equal(np.isinf(ours), np.isinf(expected))
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+TALKER = preset("tiny").talker_config
+
+
+@pytest.fixture(scope="module")
+def talker_processors():
+    """What the published generation loop itself puts together for the Talker's published settings."""
+    settings = transformers.GenerationConfig(
+        do_sample=True,
+        num_beams=1,
+        temperature=0.9,
+        top_k=40,
+        top_p=0.8,
+        repetition_penalty=1.05,
+        suppress_tokens=[TALKER.tts_codec_start_token_id],
+    )
+    loop = transformers.GenerationMixin()
+    loop.config = transformers.PreTrainedConfig()
+    return loop._get_logits_processor(settings, input_ids_seq_length=1, device="cpu")
+
+
+def codec_logits(kind: str, rng: np.random.Generator) -> np.ndarray:
+    """float32 [1, codes] of one kind."""
+    logits = rng.normal(size=(1, TALKER.vocab_size)).astype(np.float32) * 3
+    if kind == "equal values":
+        return np.round(logits)
+    if kind == "all equal":
+        return np.full_like(logits, logits[0, 0])
+    if kind == "huge":
+        return logits * np.float32(1e35)
+    if kind == "some impossible":
+        return np.where(rng.random(logits.shape) < 0.7, -np.inf, logits)
+    if kind == "one certain":
+        logits[0, rng.integers(TALKER.vocab_size)] = 3e38
+    return logits
+
+
+@pytest.mark.parametrize("kind", ["drawn", "equal values", "all equal", "huge", "some impossible", "one certain"])
+def test_codes_are_processed_as_the_published_loop_does(kind, talker_processors):
+    """The Talker's settings, after the ids that stand for its prompt and codes of its own; 20 cases of each kind.
+
+    Where equal values lie on the border of top-p, the reference keeps those that its sort happens to put last. Ours
+    keeps them all.
+    """
+    assert [type(one) for one in talker_processors] == [
+        RepetitionPenaltyLogitsProcessor,
+        SuppressTokensLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    ]
+    suppressed = np.arange(TALKER.vocab_size) == TALKER.tts_codec_start_token_id
+    prompt = [*[TALKER.tts_codec_mask_token_id] * 7, TALKER.tts_codec_pad_token_id, TALKER.tts_codec_start_token_id]
+    chosen = options(
+        1,
+        temperature=CODE_SAMPLING.temperature,
+        top_k=CODE_SAMPLING.top_k,
+        top_p=CODE_SAMPLING.top_p,
+        repetition_penalty=CODE_SAMPLING.repetition_penalty,
+    )
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        logits = codec_logits(kind, rng)
+        history = np.concatenate([prompt, rng.integers(0, 128, rng.integers(0, 30))])[None]
+        seen = np.zeros(logits.shape, bool)
+        seen[0, history[0]] = True
+        theirs = talker_processors(torch.from_numpy(history), torch.from_numpy(logits.copy())).numpy()
+        ours = np.asarray(warp(jnp.asarray(logits), jnp.asarray(seen), chosen, jnp.asarray(suppressed)))
+        kept, differs = np.isfinite(theirs), np.isfinite(ours) != np.isfinite(theirs)
+        np.testing.assert_allclose(ours[kept], theirs[kept], rtol=1e-6)
+        np.testing.assert_allclose(ours[differs], theirs[kept].min(), rtol=1e-6)  # the border, -inf would fail
+        assert kept.sum() >= 1 and not ours[suppressed[None]] > -np.inf
+        if kind not in ("equal values", "all equal"):
+            assert not differs.any()
+
+
+def test_ids_of_the_prompt_are_penalised_and_the_start_is_never_drawn(talker_processors):
+    """The id that ends speech stands in the prompt, so it is less likely from the first code on."""
+    rows = TALKER.tts_codec_pad_token_id, TALKER.tts_codec_start_token_id, TALKER.tts_codec_end_token_id
+    logits = np.full((1, TALKER.vocab_size), -5, np.float32)
+    logits[0, list(rows)] = 2.1, 9.0, 2.1
+    seen = np.zeros(logits.shape, bool)
+    seen[0, list(rows[:2])] = True
+    suppressed = np.arange(TALKER.vocab_size) == TALKER.tts_codec_start_token_id
+    chosen = options(1, temperature=0.9, top_k=40, top_p=1.0, repetition_penalty=1.05)
+    ours = np.asarray(warp(jnp.asarray(logits), jnp.asarray(seen), chosen, jnp.asarray(suppressed)))[0]
+    np.testing.assert_allclose(ours[[rows[0], rows[2]]], [2.0 / 0.9, 2.1 / 0.9], rtol=1e-6)
+    assert ours[rows[1]] == -np.inf
 
 
 def test_a_greedy_row_beside_a_sampled_one_is_untouched():
