@@ -85,6 +85,7 @@ class Sampler:
         self.dtype = jnp.dtype(dtype or (jnp.float32 if on_cpu else jnp.bfloat16))
         self.chunk, self.block = chunk, block
         self.unrolled = (on_cpu and mesh is None) if unrolled is None else unrolled
+        self.mesh = mesh
         self.home = jax.devices()[0] if mesh is None else NamedSharding(mesh, PartitionSpec())
         self.params = dict(params)
         if self.unrolled:

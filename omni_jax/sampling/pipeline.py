@@ -98,7 +98,8 @@ class Answering:
         self._heard = [0] * len(options)  # samples that were handed out
         self._open = set(range(len(options)))  # rows without their last event
         self._queue: deque[Work] = deque()
-        self._steps_asked, self._sounding = 0, False
+        self._steps_asked = 0
+        self._sounding = all(option.decoder == "full" for option in speech)  # or: the first sound is on its way
         if prompted.talker is None:
             for one in self.speech:
                 one.reason = "none"

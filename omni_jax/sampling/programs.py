@@ -1,7 +1,7 @@
 """The jitted programs of text sampling. Each is one function of (parameters, state); nothing is hidden in them.
 
 Programs are keyed by shapes and by the static arguments named here, so the number of compilations is bounded by the
-buckets of `input_pipeline/packing.py`; `compiled_programs` counts them.
+buckets of `input_pipeline/packing.py`; `sampling/compiled.py` counts them.
 
 Decoding state is donated: the cache is updated in place, and a caller must not use a state that it has passed in.
 """
@@ -210,13 +210,3 @@ def decode(
 
 
 PROGRAMS = (encode_audio, encode_vision, embed, place, new_prefill, prefill, first_token, decode)
-
-
-def compiled_programs_by_name() -> dict[str, int]:
-    """How many variants of each program this process has compiled."""
-    return {program.__name__: program._cache_size() for program in PROGRAMS}
-
-
-def compiled_programs() -> int:
-    """How many programs this process has compiled for text sampling."""
-    return sum(compiled_programs_by_name().values())

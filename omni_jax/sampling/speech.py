@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -20,6 +21,7 @@ from input_pipeline.packing import BUCKETS, OmniInputs, bucket, pack_batch
 from input_pipeline.request import Request
 from omni_jax.errors import CapacityError, CheckpointError, PromptError
 from omni_jax.layers.decoder import unroll_params
+from omni_jax.models.logical_axes import logical_axes
 from omni_jax.sampling import speech_programs as sp
 from omni_jax.sampling.generate import Event, Sampler, cache_length, check_finite, warper_options
 from omni_jax.sampling.options import SamplingOptions
@@ -38,6 +40,7 @@ from omni_jax.sampling.speech_options import (
 from omni_jax.sampling.token2wav import Token2Wav
 from omni_jax.sampling.voices import Speaker, choose_speaker, load_speakers
 from omni_jax.sampling.watch import Watch
+from omni_jax.sharding.rules import SAMPLING, shardings
 
 SPEECH_COMPONENTS = ("talker", "speaker_encoder", "dit", "bigvgan")
 _GREEDY = SamplingOptions()
@@ -78,15 +81,22 @@ class Speech(Listener):
     def from_checkpoint(cls, folder: str | Path, sampler: Sampler) -> "Speech":
         """Restores the speaking parts of the imported checkpoint that `sampler` came from.
 
+        On a mesh the Talker is split as the Thinker is; the decoders of sound are whole on every device.
+
         Raises:
             CheckpointError: the checkpoint has no Talker or no voices, or does not fit its configuration.
+            ShardingError: a parameter does not divide over the sampler's mesh.
         """
         from omni_jax.interop.restore import restore_params
 
-        speakers = load_speakers(folder, sampler.config)
-        talker = restore_params(folder, sampler.config, dtype=sampler.dtype, components=("talker",))
-        sound = restore_params(folder, sampler.config, dtype=jnp.float32, components=SPEECH_COMPONENTS[1:])
-        return cls(sampler, talker | sound, speakers)
+        config, (talker, *sound) = sampler.config, SPEECH_COMPONENTS
+        speakers, split, whole = load_speakers(folder, config), None, None
+        if sampler.mesh is not None:
+            split = shardings(*logical_axes(config, (talker,)), sampler.mesh, SAMPLING)
+            whole = jax.tree.map(lambda _: sampler.home, logical_axes(config, sound)[1])
+        params = restore_params(folder, config, dtype=sampler.dtype, components=(talker,), shardings=split)
+        params |= restore_params(folder, config, dtype=jnp.float32, components=tuple(sound), shardings=whole)
+        return cls(sampler, params, speakers)
 
     def stream(
         self,

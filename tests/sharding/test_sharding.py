@@ -10,18 +10,22 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from omni_jax.errors import ShardingError
-from omni_jax.interop.tables import THINKER_COMPONENTS, table
+from omni_jax.interop.tables import table
 from omni_jax.interop.weight_table import flatten, jax_shapes
 from omni_jax.models.logical_axes import logical_axes
 from omni_jax.presets import preset
+from omni_jax.sampling.load import TEXT_COMPONENTS
+from omni_jax.sampling.speech import SPEECH_COMPONENTS
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.sharding.rules import SAMPLING, partition_spec, shardings
+
+COMPONENTS = (*TEXT_COMPONENTS, *SPEECH_COMPONENTS)
 
 
 @pytest.mark.parametrize("name", ["tiny", "qwen2.5-omni-3b", "qwen2.5-omni-7b"])
 def test_modules_have_the_parameters_of_the_weight_tables(name):
     config = preset(name)
-    names, shapes = logical_axes(config, THINKER_COMPONENTS)
+    names, shapes = logical_axes(config, COMPONENTS)
     ours = {path: leaf.shape for path, leaf in flatten(shapes)}
     published = {path: shape for path, shape in jax_shapes(table(config)).items() if path.split("/")[0] in names}
     assert ours == published
@@ -88,6 +92,30 @@ def test_answers_of_a_mesh_equal_those_of_one_device(tiny_checkpoint):
         print(answers[0] == answers[1], len(answers[0]))
     """)
     assert printed.split() == ["True", "10"]
+
+
+def test_speech_of_a_mesh_equals_that_of_one_device(tiny_checkpoint):
+    printed = run_on_8_devices(f"""
+        import numpy as np
+        from omni_jax.models.flow import FlowOptions
+        from omni_jax.sampling.load import load_sampler
+        from omni_jax.sampling.options import SamplingOptions
+        from omni_jax.sampling.speech import Speech
+        from omni_jax.sampling.speech_options import SpeechOptions
+        from omni_jax.sharding.mesh import make_mesh
+        spoken = SpeechOptions(codes=SamplingOptions(max_new_tokens=30), flow=FlowOptions("euler", 2))
+        answers = []
+        for mesh in (None, make_mesh(fsdp=4, tensor=2)):
+            sampler = load_sampler({str(tiny_checkpoint[1])!r}, mesh=mesh, chunk=64)
+            speech = Speech.from_checkpoint({str(tiny_checkpoint[1])!r}, sampler)
+            request = sampler.prepare([{{"role": "user", "content": [{{"type": "text", "text": "Hello."}}]}}])
+            answers.append(speech.generate([request], SamplingOptions(max_new_tokens=10), spoken)[0])
+        one, many = answers
+        kernel = speech.params["layers"]["mlp"]["up"]["kernel"]
+        assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+        print(one.codes == many.codes, len(one.codes), np.abs(one.waveform - many.waveform).max() < 1e-4)
+    """)
+    assert printed.split() == ["True", "30", "True"]
 
 
 def test_one_device_needs_no_split():
