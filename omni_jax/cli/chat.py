@@ -199,10 +199,12 @@ def _converse(args: ChatArgs, answerer: Answerer, spoken: Any) -> int:
                 text = [{"type": "text", "text": line.strip()}] if line.strip() else []
                 turn = {"role": "user", "content": attached + text}
                 attached = []
-                # answers come as they are made: somebody is waiting
-                target = _numbered(args.speech_out, turns + 1)
-                answer = _answer(args, answerer, [*history, turn], spoken, _printer(out), target)
                 turns += 1
+                target = _numbered(args.speech_out, turns)
+                if target is not None:
+                    check_target(target, ".wav")
+                # answers come as they are made: somebody is waiting
+                answer = _answer(args, answerer, [*history, turn], spoken, _printer(out), target)
                 out.write("")
                 out.result(answer.as_json())
                 history = [*history, turn, {"role": "assistant", "content": answer.text}]

@@ -124,8 +124,7 @@ class Answerer:
         with console.Progress("loading the voice"):
             from omni_jax.sampling.speech import Speech
 
-            speech = Speech.from_checkpoint(self.folder, sampler)
-        speech.speakers = self._voices
+            speech = Speech.from_checkpoint(self.folder, sampler, self._voices)
         self.load_seconds += time.perf_counter() - started
         return speech
 

@@ -3,14 +3,13 @@
 import base64
 import html
 import io
-import wave
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from omni_jax.cli.sound_file import SAMPLE_RATE, pcm
+from omni_jax.cli.sound_file import SAMPLE_RATE, open_wav, pcm
 
 if TYPE_CHECKING:
     from omni_jax.cli.conversation import Answer
@@ -54,7 +53,7 @@ def page(messages: Sequence[Mapping[str, Any]], answer: "Answer") -> str:
         sound = _data_url("audio/wav", _wav(answer.waveform))
         parts.append(_section(f"Speech, {seconds:.2f} s", f'<audio controls src="{sound}"></audio>'))
         picture = _data_url("image/png", _png(mel_picture(answer.waveform)))
-        parts.append(_section("Mel spectrogram", f'<img alt="mel spectrogram" src="{picture}">'))
+        parts.append(_section("Mel spectrogram of the sound", f'<img alt="mel spectrogram" src="{picture}">'))
         parts.append(_section(f"{len(answer.codes)} codes, 50 a second", _codes(answer.codes)))
     elif answer.speech_reason is not None:
         parts.append(_section("Speech", f"<p>None: {html.escape(answer.speech_reason)}.</p>"))
@@ -137,10 +136,7 @@ def _data_url(kind: str, content: bytes) -> str:
 
 def _wav(waveform: np.ndarray) -> bytes:
     out = io.BytesIO()
-    with wave.open(out, "wb") as stream:
-        stream.setnchannels(1)
-        stream.setsampwidth(2)
-        stream.setframerate(SAMPLE_RATE)
+    with open_wav(out) as stream:
         stream.writeframes(pcm(waveform))
     return out.getvalue()
 

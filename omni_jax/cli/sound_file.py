@@ -2,9 +2,11 @@
 
 import os
 import wave
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from omni_jax.errors import PromptError
 
@@ -42,22 +44,44 @@ class SoundFile:
         self.path, self._aside = path, path.with_name(f".{path.name}.part")
 
     def __enter__(self) -> "SoundFile":
-        self._stream = wave.open(str(self._aside), "wb")
-        self._stream.setnchannels(1)
-        self._stream.setsampwidth(2)
-        self._stream.setframerate(SAMPLE_RATE)
+        with self._told():
+            self._stream = open_wav(self._aside)
         return self
 
     def write(self, waveform: "np.ndarray") -> None:
-        """float32 in [-1, 1]."""
-        self._stream.writeframes(pcm(waveform))
+        """float32 in [-1, 1].
+
+        Raises:
+            PromptError: the disk is full, or the like.
+        """
+        with self._told():
+            self._stream.writeframes(pcm(waveform))
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stream.close()
-        if error is None or isinstance(error, KeyboardInterrupt):
-            self._aside.replace(self.path)
-        else:
+        keep = error is None or isinstance(error, KeyboardInterrupt)
+        try:
+            with self._told() if keep else suppress(OSError):
+                self._stream.close()
+                if keep:
+                    self._aside.replace(self.path)
+        finally:
             self._aside.unlink(missing_ok=True)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise PromptError(f"{self.path} could not be written: {error.strerror}. Choose another place.") from error
+
+
+def open_wav(file: "Path | IO[bytes]") -> wave.Wave_write:
+    """A stream for the samples of `pcm`."""
+    stream = wave.Wave_write(file if hasattr(file, "write") else str(file))
+    stream.setnchannels(1)
+    stream.setsampwidth(2)
+    stream.setframerate(SAMPLE_RATE)
+    return stream
 
 
 def pcm(waveform: "np.ndarray") -> bytes:

@@ -138,7 +138,7 @@ class Sampler:
             requests: one batch; each row's answer does not depend on its neighbours.
             options: one for all, or one each.
             progress: called with a stage's name, steps done and steps in all.
-            seconds: filled with the time of each stage.
+            seconds: gets the time of each stage when the answers are complete.
 
         Raises:
             CapacityError: a prompt that no bucket holds.
@@ -149,12 +149,12 @@ class Sampler:
         each = [options] * len(requests) if isinstance(options, SamplingOptions) else list(options)
         if len(each) != len(requests):
             raise PromptError(f"{len(each)} sets of options were given for {len(requests)} requests.")
-        seconds = {} if seconds is None else seconds
+        taken: dict[str, float] = {}
         report = progress or (lambda stage, done, total: None)
         inputs = pack_batch(requests, self.config, chunk=self.chunk)
         length = cache_length(inputs, [option.max_new_tokens for option in each])
 
-        prefilled = self.prefill(inputs, length, report=report, seconds=seconds)
+        prefilled = self.prefill(inputs, length, report=report, seconds=taken)
         batch = inputs.token_ids.shape[0]
         limit = np.zeros(batch, np.int32)
         limit[: len(each)] = [option.max_new_tokens for option in each]
@@ -195,8 +195,10 @@ class Sampler:
                 yield from follower.take(tokens[follower.row], bool(done[follower.row]))
             if all(follower.ended for follower in followers):
                 break
-        seconds["decode"] = time.perf_counter() - started
-        seconds["decode_steps"] = max(follower.count for follower in followers)
+        taken["decode"] = time.perf_counter() - started
+        taken["decode_steps"] = max(follower.count for follower in followers)
+        if seconds is not None:
+            seconds.update(taken)
 
     def encode(self, inputs: OmniInputs, seconds: dict[str, float] | None = None) -> dict[str, jax.Array]:
         """Rows of audio and vision tokens of a batch, for those kinds that it has.

@@ -4,7 +4,7 @@
     for samples in microphone:            # pieces of any length: each complete block of 2 s is read at once
         session.audio(samples)
     for event in session.respond():       # only what came after the last block is still to be read
-        ...                               # text, sound, end
+        ...                               # text, sound, end; `session.interrupt()` here stops it
     session.audio(...)                    # the next turn; the caches remember all that was said
 
 A turn in pieces is the turn as a whole, but for one thing: features of sound are clamped below the loudest point so
@@ -12,7 +12,8 @@ far, not of the whole clip, which nobody knows yet; see `input_pipeline/live_mel
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ class LiveSession:
     """A conversation with one person. Turns are made of `text`, `image`, `audio` and `frame`, and end with `respond`.
 
     Anything that is wrong with a piece is an error before it is heard, and the session goes on. A conversation that
-    outgrows its caches ends with a CapacityError.
+    outgrows its caches or the model's positions ends with a CapacityError. All calls come from one thread.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class LiveSession:
         self._before: tuple | None = None  # prompt and ids seen, as they were before the answer
         self._codes_per_token: float = _CODES_PER_TOKEN
         self._closed = False
-        self._read(self._turn.begin())
+        # of a turn that follows an answer: what it begins with, beside the answer's words
+        self._opening = sum(len(piece.token_ids) for piece in self._new_turn([]).begin())
+        self._read(self._turn.begin)
 
     @property
     def tokens(self) -> int:
@@ -102,7 +105,8 @@ class LiveSession:
 
     def image(self, source: ImageSource) -> None:
         """A still picture, before the sound of this turn. Errors as for `LiveTurn.image`."""
-        self._read(self._listening().image(source))
+        turn = self._listening()
+        self._read(lambda: turn.image(source))
 
     def audio(self, samples: np.ndarray, rate: int | float | None = None) -> None:
         """A piece of sound, float32 [W] of any length; `rate` (Hz), if given, is checked against the session's.
@@ -112,45 +116,47 @@ class LiveSession:
             PromptError: not listening, or not for sound.
             CapacityError: the caches are full; the session has ended.
         """
-        self._read(self._listening().push_audio(samples, rate))
+        turn = self._listening()
+        self._read(lambda: turn.push_audio(samples, rate))
 
     def frame(self, pixels: np.ndarray, time: float) -> None:
         """A frame, uint8 [H, W, 3], `time` seconds after the start of the turn. Errors as for `audio`."""
-        self._read(self._listening().push_frame(pixels, time))
+        turn = self._listening()
+        self._read(lambda: turn.push_frame(pixels, time))
 
     def respond(self) -> Iterator[Event | AudioChunk | End]:
         """Ends the turn and answers, in events as those of `Speech.stream`. The next turn begins after the last event.
+
+        An answer ends where the caches do, with the reason "length"; a session without room for the next turn ends too.
 
         Raises:
             MediaError: the turn's sound is too short for a single token; it can go on.
             PromptError: an answer is under way.
             CapacityError: the caches have no room left; the session has ended.
-            NumericsError: the model gave NaN or infinity; the session has ended.
+            NumericsError, while events come: the model gave NaN or infinity; the session has ended.
         """
-        self._read(self._listening().finish())
+        self._read(self._listening().finish)
         prompted = self._prompted
         length, room = int(prompted.lengths[0]), prompted.thinker.cache.length
-        limit = min(self._sampling.max_new_tokens, room - length - self._chunk)
+        # the next turn begins with the answer's words, in whole chunks
+        limit = min(self._sampling.max_new_tokens, (room - length) // self._chunk * self._chunk - self._opening)
         if limit < 1:
-            self._closed = True
+            self.close()
             raise CapacityError(
                 f"The conversation has {length} tokens; its caches of {room} have no room for an answer. "
                 "Begin a new session, with more slots."
             )
         codes = 0
         if prompted.talker is not None:
-            codes = min(self._speech.codes.max_new_tokens, prompted.talker.length - length - 2)
+            codes = max(min(self._model.most_codes(self._speech), prompted.talker.length - length - 2), 0)
         # the answer uses up what it is made from, and the next turn needs it
-        self._before = prompted, jnp.copy(prompted.thinker.seen)
-        self._turn = None
-        self._answering = Answering(
-            self._model,
-            prompted,
-            [self._sampling],
-            [self._speech],
-            np.array([limit], np.int32),
-            np.array([codes], np.int32),
-        )
+        self._before, self._turn = (prompted, jnp.copy(prompted.thinker.seen)), None
+        limits = np.array([limit], np.int32), np.array([codes], np.int32)
+        try:
+            self._answering = Answering(self._model, prompted, [self._sampling], [self._speech], *limits)
+        except BaseException:  # the caches may be gone
+            self.close()
+            raise
         self._events = self._follow(self._answering)
         return self._events
 
@@ -162,20 +168,22 @@ class LiveSession:
         out.
 
         Args:
-            played: seconds of sound that the person has heard; all that was handed out by default.
+            played: seconds of sound that the person has heard, 0 or more; all that was handed out by default.
 
         Returns:
             The end of the answer; its token_ids are those that the conversation keeps.
 
         Raises:
-            PromptError: there is no answer to interrupt.
+            PromptError: there is no answer to interrupt, or `played` is no such number.
         """
         self._check_open()
+        if played is not None and not (math.isfinite(played) and played >= 0):
+            raise PromptError(f"played = {played!r} is out of range. Give seconds, 0 or more.")
         if self._answering is None:
             raise PromptError("There is no answer to interrupt. Call it while the events of `respond` come.")
         text, speech = self._answering.text[0], self._answering.speech[0]
         handed_out = self._answering.heard(0) // max(self._answering.samples_per_code, 1)
-        heard = handed_out if played is None else min(handed_out, math.floor(max(played, 0) * CODES_PER_SECOND))
+        heard = handed_out if played is None else min(handed_out, int(played * CODES_PER_SECOND + 1e-6))
         kept = self._spoken(text.token_ids)
         if self._answering.speaks and not (speech.reason and heard >= len(speech.codes)):
             kept = kept[: math.ceil(heard / self._codes_per_token)]
@@ -185,7 +193,10 @@ class LiveSession:
         return end
 
     def close(self) -> None:
-        """Frees the caches; the session cannot be used again."""
+        """Frees the caches; the session cannot be used again, and an answer under way has no more events."""
+        events, self._events = self._events, None
+        if events is not None and not events.gi_running:
+            events.close()
         self._closed, self._turn, self._answering, self._prompted, self._before = True, None, None, None, None
 
     def __enter__(self) -> "LiveSession":
@@ -219,7 +230,8 @@ class LiveSession:
         self._prompted = replace(prompted, thinker=state, talker=cache)
         self._answering = self._before = None
         self._turn = self._new_turn(words, int(prompted.next_position[0]))
-        self._read(self._turn.begin())
+        with suppress(CapacityError):  # the session has ended then, but its last answer has not failed
+            self._read(self._turn.begin)
 
     def _new_turn(self, answer: Sequence[int] | None = None, position: int = 0) -> LiveTurn:
         sampler = self._model.sampler
@@ -227,8 +239,13 @@ class LiveSession:
             sampler.tokenizer, sampler.config, sampler.processor, self._live, answer_rest=answer, position=position
         )
 
-    def _read(self, pieces: Sequence[Request]) -> None:
-        """Into the caches. The host does not wait for it."""
+    def _read(self, ask: Callable[[], Sequence[Request]]) -> None:
+        """What the turn gives goes into the caches. The host does not wait for it."""
+        try:
+            pieces = ask()
+        except CapacityError:
+            self.close()
+            raise
         for piece in pieces:
             if not len(piece.token_ids):
                 continue

@@ -1,11 +1,11 @@
 """One pipeline for both tracks: text and speech of the same answers, made side by side.
 
-    device   prompt │ 1 step │ 11 steps │ 12 steps │ sound 1 │ 12 steps │ 12 steps │ sound 2 │ 12 steps │ ...
-    host                   text     text       text          ▲    text       text          ▲
+    device   prompt │ 1 step │ 11 │ 12 │ sound 1 │ 12 │ sound 2 │ 12 │ sound 3 │ 12 │ 12 │ sound 4 │ 12 │ ...
+    host                   text      text        ▲   text        ▲    text       ▲   text      ▲
 
 A step is a token of text and a code of speech. All work stands in one queue, in the order in which the device does it,
-and the host reads results in that order too, with one block of steps always under way behind what it waits for. Only
-before the first sound nothing stands between the codes that it needs and its own making.
+and the host reads results in that order too. A block of steps is always under way behind the one that it waits for,
+except at the beginning: nothing stands between the first three sounds of a row and the codes that they need.
 """
 
 from collections import deque
@@ -33,26 +33,33 @@ if TYPE_CHECKING:
     from omni_jax.sampling.speech import Speech
 
 
-class CodeFollower:
-    """Turns one row's codes into events, up to its end."""
+SOUNDS_AT_ONCE = 3  # pieces of a row's sound that are made as soon as their codes are there: 40 ms and two of 240 ms
 
-    def __init__(self, row: int, loop_guard: int | None, stops: Sequence[int] = ()):
-        self.row, self.codes, self.reason, self.stops = row, [], None, stops
-        self._guard = loop_guard
+
+class CodeFollower:
+    """Turns one row's codes into events, up to its end, wherever blocks begin and end."""
+
+    def __init__(self, row: int, stops: Sequence[int], loop_guard: int | None, limit: int = 1):
+        """`limit`: most codes of the row; with none at all it says nothing for that reason."""
+        self.row, self.codes, self.reason = row, [], None
+        self._stops, self._guard, self._limit = stops, loop_guard, limit
 
     def take(self, codes: np.ndarray, done: bool) -> CodeEvent | None:
         """What a block brought; nothing after the end."""
         if self.reason is not None:
             return None
-        own = [int(code) for code in codes if code >= 0]
-        spoken = [code for code in own if code not in self.stops]
-        self.codes += spoken
-        if done:
-            silent = not own and not self.codes
-            self.reason = "silent" if silent else "stop" if len(spoken) < len(own) else "length"
-        elif self._guard is not None and is_looping(self.codes, self._guard):
-            self.reason = "loop"
-        return CodeEvent(self.row, tuple(spoken), self.reason)
+        before, own = len(self.codes), [int(code) for code in codes if code >= 0]
+        for code in own:
+            if code in self._stops:
+                self.reason = "stop"
+                break
+            self.codes.append(code)
+            if self._guard is not None and is_looping(self.codes, self._guard):
+                self.reason = "loop"
+                break
+        if done and self.reason is None:
+            self.reason = "silent" if not self.codes and self._limit > 0 else "length"
+        return CodeEvent(self.row, tuple(self.codes[before:]), self.reason)
 
 
 @dataclass
@@ -92,14 +99,15 @@ class Answering:
         self.model, self.options = model, list(speech)
         self._watch, self._block = watch, model.block
         self.text = [TextFollower(row, model.sampler.tokenizer, model.sampler.stop_ids) for row in range(len(options))]
-        self.speech = [CodeFollower(row, option.loop_guard) for row, option in enumerate(speech)]
+        stops, limits = model.stops, [int(most) for most in code_limit]
+        self.speech = [CodeFollower(row, stops, one.loop_guard, limits[row]) for row, one in enumerate(speech)]
         self.talker = self.reply = self._streams = None
         self.samples_per_code = 0
         self._heard = [0] * len(options)  # samples that were handed out
         self._open = set(range(len(options)))  # rows without their last event
         self._queue: deque[Work] = deque()
         self._steps_asked = 0
-        self._sounding = all(option.decoder == "full" for option in speech)  # or: the first sound is on its way
+        self._sounds = [0] * len(options)  # pieces that were asked for
         if prompted.talker is None:
             for one in self.speech:
                 one.reason = "none"
@@ -133,8 +141,6 @@ class Answering:
         seeds, flows = [option.codes.seed for option in self.options], [option.flow for option in self.options]
         self._streams = SoundStreams(model.token2wav, self.speakers, seeds, flows)
         self.samples_per_code = model.token2wav.samples_per_code
-        for one in self.speech:
-            one.stops = model.stops
         thinker, first, *_ = self._first_token(prompted, options, limit)
         self.thinker, second, vector, silent, done, broken = sp.second_token(
             thinker_params, thinker, **model.static("thinker")
@@ -168,12 +174,17 @@ class Answering:
         while True:
             text, speech = any(not one.ended for one in self.text), any(one.reason is None for one in self.speech)
             waiting = sum(work.kind == "steps" for work in self._queue)
-            # nothing shall stand between the first sound and its codes
-            enough = 1 if speech and not self._sounding and self._steps_asked >= 2 * block else 2
+            # nothing shall stand between the first sounds of a row and their codes
+            enough = 1 if self._steps_asked >= 2 * block and any(map(self._is_beginning, self.speech)) else 2
             if waiting >= enough or not (text or speech):
                 return
             steps = block - self._steps_asked % block
             self._ask(self._run(text, speech, steps), steps)
+
+    def _is_beginning(self, speech: CodeFollower) -> bool:
+        """Whether a row still waits for sound that it can be heard by."""
+        streamed = self.options[speech.row].decoder == "block"
+        return streamed and speech.reason is None and self._sounds[speech.row] < SOUNDS_AT_ONCE
 
     def _ask(self, results: dict[str, jax.Array], steps: int) -> None:
         self._steps_asked += steps
@@ -226,9 +237,8 @@ class Answering:
         for event in events:
             if self.options[event.row].decoder == "block":
                 self._streams.push(event.row, event.codes, last=event.finish_reason is not None)
-        sounds = self._streams.dispatch()
-        self._sounding |= bool(sounds)
-        for sound in sounds:
+        for sound in self._streams.dispatch():
+            self._sounds[sound.row] += 1
             self._queue.append(Work("sound", sound))
             if self._watch is not None and sound.mel is not None:
                 self._watch.expect(("dit",), sound.mel, lambda sound=sound: (sound.mel_frames,))
@@ -236,9 +246,13 @@ class Answering:
         for event in events:
             row, option = event.row, self.options[event.row]
             if option.decoder == "full" and event.finish_reason is not None:
+                seconds: dict[str, float] = {}
+                codes = self.speech[row].codes
                 waveform = self.model.token2wav.full(
-                    self.speech[row].codes, self.speakers[row], seed=option.codes.seed, options=option.flow
+                    codes, self.speakers[row], seed=option.codes.seed, options=option.flow, seconds=seconds
                 )
+                if self._watch is not None:
+                    self._watch.took({"dit": 2 * len(codes), "bigvgan": len(waveform)}, seconds)
                 yield from self._hand_out(row, waveform, 0)
 
     def _take_sound(self, work: Work) -> Iterator[AudioChunk]:

@@ -29,7 +29,8 @@ class Listener:
         self.sampler = sampler
         self.thinker_config = sampler.config.thinker_config.text_config
         self.talker_config = sampler.config.talker_config
-        self.params: Any = None  # of the Talker
+        self.params: Any = None  # of the Talker, if there is one
+        self.stops: tuple[int, ...] = ()  # codes that end speech
         token2wav = sampler.config.token2wav_config
         # steps that the device makes before the host looks: a block of the DiT, 12 codes
         self.block = 12 if token2wav is None else token2wav.dit_config.block_size // token2wav.dit_config.repeats
@@ -125,6 +126,7 @@ def extend(
             talker, _ = sp.hear(model.params, talker, vectors, silent, position_ids, start, **model.static("talker"))
     rows = np.arange(len(lengths))
     last = inputs.position_ids[0, rows, np.maximum(inputs.lengths - 1, 0)]
+    report("prefill", width // chunk, width // chunk)
     if seconds is not None:
         jax.block_until_ready(state.last_hidden)
         seconds["prefill"] = seconds.get("prefill", 0.0) + time.perf_counter() - started

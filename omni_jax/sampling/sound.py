@@ -121,8 +121,7 @@ class SoundStreams:
             seeds: int32, of the noise.
             options: of all rows, or one for each.
             batched: windows that are ready together, of one row or of many, go up to 8 in a call. The sound is within
-                1e-5 of that of one window a call, which on a CPU is not slower and repeats bit for bit. None: unless
-                on a CPU.
+                1e-5 of that of one window a call, which repeats bit for bit. None: unless on a CPU.
             seconds: if given, `dispatch` waits for both stages and adds their time to "dit" and "bigvgan".
 
         Raises:

@@ -69,6 +69,7 @@ class Speech(Listener):
             raise CheckpointError("This checkpoint has no Talker, so it cannot speak. Use one with audio output.")
         super().__init__(sampler)
         self.speakers = dict(speakers)
+        self.stops = self.talker_config.tts_codec_pad_token_id, self.talker_config.tts_codec_end_token_id
         self.thinker_config, self.talker_config = (
             sampler.config.thinker_config.text_config,
             sampler.config.talker_config,
@@ -78,8 +79,12 @@ class Speech(Listener):
         self.token2wav = Token2Wav(params, sampler.config.token2wav_config)
 
     @classmethod
-    def from_checkpoint(cls, folder: str | Path, sampler: Sampler) -> "Speech":
+    def from_checkpoint(
+        cls, folder: str | Path, sampler: Sampler, speakers: Mapping[str, Speaker] | None = None
+    ) -> "Speech":
         """Restores the speaking parts of the imported checkpoint that `sampler` came from.
+
+        `speakers` takes the place of the checkpoint's own voices.
 
         On a mesh the Talker is split as the Thinker is; the decoders of sound are whole on every device.
 
@@ -90,7 +95,7 @@ class Speech(Listener):
         from omni_jax.interop.restore import restore_params
 
         config, (talker, *sound) = sampler.config, SPEECH_COMPONENTS
-        speakers, split, whole = load_speakers(folder, config), None, None
+        speakers, split, whole = speakers or load_speakers(folder, config), None, None
         if sampler.mesh is not None:
             split = shardings(*logical_axes(config, (talker,)), sampler.mesh, SAMPLING)
             whole = jax.tree.map(lambda _: sampler.home, logical_axes(config, sound)[1])
@@ -114,8 +119,8 @@ class Speech(Listener):
             requests: one batch; each row's answer does not depend on its neighbours.
             options, speech: one for all, or one each.
             progress: called with a stage's name, steps done and steps in all, until the prompts are read.
-            seconds: filled with the time of each stage, and of the first sound.
-            timeline: filled with what each stage was seen to do.
+            seconds: gets the time of each stage, and of the first sound, when the answers are complete.
+            timeline: gets what each stage was seen to do, when the answers are complete.
 
         Raises:
             PromptError: an unknown voice, or not one set of options for each request.
@@ -127,17 +132,17 @@ class Speech(Listener):
             choose_speaker(self.speakers, option.voice)
         if not requests:
             return
-        started, seconds = time.perf_counter(), {} if seconds is None else seconds
+        started, taken = time.perf_counter(), {}
         inputs = pack_batch(requests, self.sampler.config, chunk=self.sampler.chunk)
-        batch, wanted = len(inputs.lengths), [option.codes.max_new_tokens for option in spoken]
+        batch, wanted = len(inputs.lengths), [self.most_codes(option) for option in spoken]
         thinker_length = cache_length(inputs, [option.max_new_tokens for option in each])
         talker_length = _slots(inputs, wanted)
         report = progress or (lambda stage, done, total: None)
         prompted = nothing_yet(self, batch, thinker_length, talker_length)
-        prompted = extend(self, prompted, inputs, report=report, seconds=seconds)
+        prompted = extend(self, prompted, inputs, report=report, seconds=taken)
         limit = padded([option.max_new_tokens for option in each], batch)
-        timeline = [] if timeline is None else timeline
-        with Watch(started, timeline) as watch:
+        spans: list[Span] = []
+        with Watch(started, spans) as watch:
             answering = Answering(
                 self,
                 prompted,
@@ -149,13 +154,17 @@ class Speech(Listener):
             )
             for event in answering.events():
                 if isinstance(event, AudioChunk):
-                    seconds.setdefault("first_sound", time.perf_counter() - started)
+                    taken.setdefault("first_sound", time.perf_counter() - started)
                 elif isinstance(event, Event):
-                    seconds.setdefault("first_text", time.perf_counter() - started)
+                    taken.setdefault("first_text", time.perf_counter() - started)
                 yield event
         for stage, name in (("codes", "decode"), ("dit", "dit"), ("bigvgan", "bigvgan")):
-            seconds[name] = sum(span.end - span.start for span in timeline if span.stage == stage)
-        seconds["answer"] = time.perf_counter() - started
+            taken[name] = sum(span.end - span.start for span in spans if span.stage == stage)
+        taken["answer"] = time.perf_counter() - started
+        if seconds is not None:
+            seconds.update(taken)
+        if timeline is not None:
+            timeline.extend(spans)
 
     def generate(
         self,
@@ -248,7 +257,7 @@ class Speech(Listener):
 
         started, steps = time.perf_counter(), 1
         pending = deque([(code[:, None], done, jnp.zeros_like(done))])
-        followers = [CodeFollower(row, option.loop_guard, self.stops) for row, option in enumerate(each)]
+        followers = [CodeFollower(row, self.stops, option.loop_guard) for row, option in enumerate(each)]
         while any(one.reason is None for one in followers):
             # keep one block in flight beyond the one that the host reads
             if len(pending) < 2:
@@ -263,6 +272,9 @@ class Speech(Listener):
                 event = one.take(codes[one.row], bool(done[one.row]))
                 if event is not None:
                     yield event
+            looping = [one.reason == "loop" for one in followers]
+            if any(looping):
+                state = sp.halt(state, jnp.asarray([*looping, *[False] * (len(done) - len(looping))]))
         seconds["talker_decode"] = time.perf_counter() - started
         seconds["talker_steps"] = steps
 
@@ -327,7 +339,7 @@ class Speech(Listener):
         """
         inputs = pack_batch(requests, self.sampler.config, chunk=self.sampler.chunk)
         batch, chunk = len(inputs.lengths), self.sampler.chunk
-        wanted = [option.codes.max_new_tokens for option in options]
+        wanted = [self.most_codes(option) for option in options]
         length = _slots(inputs, wanted)
         counts = padded([len(own) for own in words], batch)
         # a power of two of chunks, so that the loop over codes has few shapes
@@ -344,7 +356,7 @@ class Speech(Listener):
         check_finite(np.asarray(broken), "speech")
         # the first of the reply's vectors has just been heard
         reply = reply.replace(vectors=vectors[:, 1:], count=jnp.asarray(np.maximum(counts - 1, 0)))
-        return state, reply, code, done
+        return state, jax.device_put(reply, self.sampler.home), code, done
 
     def begin(
         self,
@@ -394,12 +406,14 @@ class Speech(Listener):
         )
         empty = jnp.zeros_like(vector[:, None])
         reply = sp.Reply(empty, jnp.zeros(batch, jnp.int32), complete, rows[batch], rows[batch + 1])
-        return state.replace(cache=cache), reply, code, done, broken
+        # committed like what the loops return, or their second call would compile anew
+        return state.replace(cache=cache), jax.device_put(reply, self.sampler.home), code, done, broken
 
-    @property
-    def stops(self) -> tuple[int, int]:
-        """Codes that end speech."""
-        return self.talker_config.tts_codec_pad_token_id, self.talker_config.tts_codec_end_token_id
+    def most_codes(self, options: SpeechOptions) -> int:
+        """The limit on codes; the published decoder has positions for 5.5 minutes only."""
+        config = self.token2wav.config.dit_config
+        most = config.max_position_embeddings // config.repeats if options.decoder == "full" else 1 << 30
+        return min(options.codes.max_new_tokens, most)
 
     def _suppressed(self) -> np.ndarray:
         """Ids that are never drawn: the start id, as published, and those that stand for no sound and no end.

@@ -10,7 +10,6 @@ from omni_jax.models.dit import DEFAULT_OPTIONS
 from omni_jax.models.flow import FlowOptions
 from omni_jax.sampling.options import SamplingOptions
 
-SAMPLE_RATE = 24_000
 CODES_PER_SECOND = 50
 # The published settings of the Talker; 4096 codes are 82 s.
 CODE_SAMPLING = SamplingOptions(max_new_tokens=4096, temperature=0.9, top_k=40, top_p=0.8, repetition_penalty=1.05)
@@ -99,7 +98,7 @@ class End:
 class Span:
     """What one stage was seen to do: from `start` to `end`, in seconds from the call."""
 
-    stage: str  # "encode", "prefill", "text", "codes", "dit", "bigvgan"
+    stage: str  # "text", "codes", "dit", "bigvgan"
     start: float
     end: float
     amount: int = 0  # tokens, codes, mel frames or samples

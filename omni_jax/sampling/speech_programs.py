@@ -290,8 +290,8 @@ def converse(
         The states; the reply; "tokens" and "codes" [B, block], -1 where there is none, and flags [B] "text_done",
         "text_broken", "done", "broken".
     """
-    think = Thinker(thinker_config, dtype=dtype, unrolled=unrolled)
-    talk = Talker(talker_config, dtype=dtype, unrolled=unrolled)
+    thinker_model = Thinker(thinker_config, dtype=dtype, unrolled=unrolled)
+    talker_model = Talker(talker_config, dtype=dtype, unrolled=unrolled)
     empty = jnp.full((talker.code.shape[0], block), -1, jnp.int32)
 
     def going(carry):
@@ -301,10 +301,11 @@ def converse(
     def advance(carry):
         index, thinker, talker, reply, tokens, codes = carry
         fresh = ~thinker.done
-        thinker, token, vector = decode_step(think, thinker_params, thinker)
+        thinker, token, vector = decode_step(thinker_model, thinker_params, thinker)
         text = jnp.where(fresh[:, None], vector, reply.vector(talker.step))
         reply = reply.replace(count=reply.count + fresh, complete=thinker.done)
-        talker, code = talker_step(talk, talker_params, talker, text, ~talker.done, talker.most(reply))
+        most, live = talker.most(reply), ~talker.done
+        talker, code = talker_step(talker_model, talker_params, talker, text, live, most)
         return index + 1, thinker, talker, reply, tokens.at[:, index].set(token), codes.at[:, index].set(code)
 
     carry = (jnp.int32(0), thinker, talker, reply, empty, empty)

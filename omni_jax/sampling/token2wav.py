@@ -32,8 +32,9 @@ from omni_jax.sampling.voices import Speaker
 
 Params = Any
 
-# Code counts that the programs are compiled for: 4, 6, 8, 12, 16 … blocks of 12 codes. BigVGAN compiles for long.
-_CODE_BUCKETS = tuple(sorted(24 * m << k for m in (2, 3) for k in range(10)))
+# Code counts that the programs are compiled for: up to 15 blocks of 12 codes each number, then eight sizes an octave.
+# Padding costs as much as speech, and for long.
+_CODE_BUCKETS = tuple(sorted({12 * m << k for m in range(8, 16) for k in range(8)} | {12 * m for m in range(1, 8)}))
 VOCODER_CONTEXT = 20  # mel frames
 _MODULATIONS = 4  # sets of options whose modulations are kept; one set is 20 MB as published
 

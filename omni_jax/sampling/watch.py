@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,8 +14,8 @@ from omni_jax.sampling.speech_options import Span
 class Watch:
     """Spans of work in the order in which it was asked for.
 
-    with Watch(started) as watch:
-        watch.expect("dit", mel, lambda: 24)
+    with Watch(started, spans) as watch:
+        watch.expect(("dit",), mel, lambda: (24,))
 
     A span begins when the work was asked for, or when that before it was done; a device does one thing after another.
     """
@@ -38,10 +38,22 @@ class Watch:
         """Work that was just asked for, one span a stage; `amounts` is called when `results` are there."""
         self._queue.put((stages, time.perf_counter(), results, amounts))
 
+    def took(self, amounts: Mapping[str, int], seconds: Mapping[str, float]) -> None:
+        """Work that has just been waited for, stage after stage."""
+        self._queue.put((amounts, time.perf_counter(), dict(seconds), None))
+
     def _run(self) -> None:
         free_at = self._started
         while (item := self._queue.get()) is not None:
             stages, asked, results, amounts = item
+            if amounts is None:
+                start = asked - sum(results.values())
+                for stage, amount in stages.items():
+                    end = start + results.get(stage, 0.0)
+                    self._spans.append(Span(stage, start - self._started, end - self._started, amount))
+                    start = end
+                free_at = asked
+                continue
             try:
                 jax.block_until_ready(results)
                 counted = amounts()

@@ -13,6 +13,7 @@ import pytest
 from omni_jax.cli.main import main
 from omni_jax.cli.report import mel_picture
 from omni_jax.cli.sound_file import SoundFile
+from omni_jax.errors import PromptError
 from omni_jax.models.flow import FlowOptions
 from omni_jax.sampling.generate import Sampler
 from omni_jax.sampling.options import SamplingOptions
@@ -72,6 +73,16 @@ def test_each_turn_of_a_conversation_has_a_file(omni, tmp_path):
     ]
     assert all(len(read_wav(answer["audio_path"])) for answer in answers)
     assert "cut off at its limit after 0.6 s" in err
+
+
+def test_a_turn_whose_file_cannot_be_written_fails_alone(omni, tmp_path):
+    (tmp_path / "reply-2.wav").mkdir()
+    status, answers, err = omni("chat", "--speech-out", tmp_path / "reply.wav", *FAST, typed="a\nb\nc\n")
+    assert status == 0 and "reply-2.wav is a folder" in err
+    assert [answer["audio_path"] for answer in answers] == [
+        str(tmp_path / name) for name in ("reply.wav", "reply-3.wav")
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["reply-2.wav", "reply-3.wav", "reply.wav"]
 
 
 @pytest.mark.parametrize("options", [[], ["--no-speech"]])
@@ -174,6 +185,16 @@ def test_speech_asked_of_a_checkpoint_without_a_talker(omni, tiny_checkpoint, tm
     for command, options in (("chat", ["--text", "a", "--speech-out", tmp_path / "a.wav"]), ("voices", [])):
         status, _, err = omni(command, *options, checkpoint=mute)
         assert status == 2 and "cannot speak" in err
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(PromptError, match="No space left"), SoundFile(tmp_path / "a.wav") as file:
+        monkeypatch.setattr(file._stream, "writeframes", full)
+        file.write(np.zeros(10, np.float32))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

@@ -293,10 +293,61 @@ def test_a_session_that_has_ended_says_so(speech):
         lambda: session.text("a"),
         lambda: session.respond(),
         lambda: session.interrupt(),
+        lambda: session.image(picture(56, 56)),
+        lambda: session.frame(picture(56, 56), 0.0),
         lambda: session.tokens,
+        lambda: session.mel_deviation,
     ):
         with pytest.raises(PromptError, match="has ended"):
             use()
+
+
+def test_a_session_closed_in_the_middle_of_an_answer_is_quiet(speech):
+    session = LiveSession(speech, sampling=TEXT, speech=SPOKEN)
+    session.text("a")
+    events = session.respond()
+    next(events)
+    session.close()
+    assert list(events) == []
+
+
+@pytest.mark.parametrize("played", [-1.0, float("nan"), float("inf")])
+def test_what_was_played_must_be_a_time(speech, played):
+    with LiveSession(speech, sampling=TEXT, speech=SPOKEN) as session:
+        session.text("a")
+        events = session.respond()
+        next(events)
+        with pytest.raises(PromptError, match="out of range"):
+            session.interrupt(played)
+        session.interrupt(0.0)
+        session.text("b")
+
+
+@pytest.mark.parametrize("words", [1, 20, 40, 41, 42, 43, 44, 45, 46, 47, 48])
+def test_an_answer_at_the_end_of_the_caches_ends_in_order(speech, words):
+    """However long the prompt is: an end comes, and the next turn can begin (and may find no room)."""
+    options = SamplingOptions(max_new_tokens=1000)
+    with LiveSession(speech, sampling=options, speech=SPOKEN, slots=256) as session:
+        session.text("a " * words)
+        end = heard(session.respond())[2]
+        assert end.finish_reason == "length" and end.codes
+        assert session.tokens <= 256
+        with pytest.raises(CapacityError):
+            for _ in range(9):
+                session.text("a " * 60)
+                heard(session.respond())
+
+
+def test_positions_that_run_out_end_the_session(speech, monkeypatch):
+    config = speech.sampler.config
+    text = dataclasses.replace(config.thinker_config.text_config, max_position_embeddings=120)
+    short = dataclasses.replace(config, thinker_config=dataclasses.replace(config.thinker_config, text_config=text))
+    monkeypatch.setattr(speech.sampler, "config", short)
+    session = LiveSession(speech, sampling=TEXT, speech=SPOKEN)
+    with pytest.raises(CapacityError, match="position"):
+        session.audio(recording(8.0))
+    with pytest.raises(PromptError, match="has ended"):
+        session.text("a")
 
 
 def test_turns_take_turns(speech):

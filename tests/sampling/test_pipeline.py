@@ -12,6 +12,8 @@ from omni_jax.sampling.compiled import compiled_programs_by_name
 from omni_jax.sampling.generate import Event
 from omni_jax.sampling.guards import is_looping
 from omni_jax.sampling.options import SamplingOptions
+from omni_jax.sampling.pipeline import Answering
+from omni_jax.sampling.sound import SoundStreams
 from omni_jax.sampling.speech import Speech
 from omni_jax.sampling.speech_options import CODE_SAMPLING, AudioChunk, End, SpeechOptions
 
@@ -96,36 +98,72 @@ def test_events_come_in_order_and_sound_before_the_answer_ends(speech, requests)
     assert len(chunks) >= len(events[-1].codes) // 12 - 1
 
 
-def test_the_first_sound_waits_for_24_codes_and_no_more(speech, requests, monkeypatch):
-    """By a record of what the device was asked to do, in order."""
-    asked = []
-    for name in ("converse", "talk"):
-        real = getattr(sp, name)
+@pytest.fixture
+def asked(monkeypatch):
+    """What the device is asked to do, in order."""
+    order = []
 
-        def recording(*args, real=real, name=name, **kwargs):
-            asked.append(name)
-            return real(*args, **kwargs)
+    def record(owner, name, word, counts=lambda result: True):
+        real = getattr(owner, name)
 
-        monkeypatch.setattr(sp, name, recording)
-    dispatch = speech_dispatch_recorder(monkeypatch, asked)
-    list(speech.stream([requests["text"]], dataclasses.replace(WARM, max_new_tokens=60), spoken(limit=80)))
-    assert dispatch and asked[:3] == ["converse", "converse", "sound"]
-    # from then on the device has steps to do while the host takes sound
-    assert asked[3:5] == ["converse", "converse"]
+        def recording(*args, **kwargs):
+            result = real(*args, **kwargs)
+            order.extend([word] * bool(counts(result)))
+            return result
+
+        monkeypatch.setattr(owner, name, recording)
+
+    record(sp, "converse", "steps")
+    record(sp, "talk", "steps")
+    record(SoundStreams, "dispatch", "sound", counts=lambda sounds: any(sound.count for sound in sounds))
+    return order
 
 
-def speech_dispatch_recorder(monkeypatch, asked):
-    from omni_jax.sampling.sound import SoundStreams
+def test_the_first_sound_waits_for_24_codes_and_no_more(speech, requests, asked):
+    """Nor do the two pieces after it wait for more than their 12; then the device always has steps to do."""
+    list(speech.stream([requests["text"]], dataclasses.replace(WARM, max_new_tokens=99), spoken(limit=99)))
+    start = ["steps", "steps", "sound", "steps", "sound", "steps", "sound"]
+    assert asked[:9] == [*start, "steps", "steps"]
 
-    real = SoundStreams.dispatch
 
-    def recording(self):
-        sounds = real(self)
-        asked.extend(["sound"] * bool(sounds))
-        return sounds
+def test_a_neighbour_that_ends_at_once_does_not_hold_up_the_first_sound(speech, requests, asked):
+    options = dataclasses.replace(WARM, max_new_tokens=60)
+    first = None
+    for event in speech.stream([requests["text"]] * 2, options, [spoken(limit=80), spoken(limit=3)]):
+        if isinstance(event, AudioChunk) and event.row == 0:
+            first = first or list(asked)
+    assert first.count("steps") <= 3 and "sound" in first
 
-    monkeypatch.setattr(SoundStreams, "dispatch", recording)
-    return True
+
+def test_work_for_a_block_of_codes_does_not_grow(speech, requests, monkeypatch):
+    """Over 24 s of speech: programs run, pieces of work waiting, bytes held by the decoder of sound, cache size."""
+    calls, waiting, held, caches = [], set(), [], set()
+    real = sp.talk
+
+    def recording(params, state, *args, **kwargs):
+        calls.append(kwargs["block"])
+        caches.add(state.cache.length)
+        return real(params, state, *args, **kwargs)
+
+    monkeypatch.setattr(sp, "talk", recording)
+    take = Answering._take_codes
+
+    def watching(self, *args):
+        yield from take(self, *args)
+        waiting.add(len(self._queue))
+        held.append(self._streams.held_bytes)
+
+    monkeypatch.setattr(Answering, "_take_codes", watching)
+    before = compiled_programs_by_name()
+    long = spoken(limit=1200, codes_per_token=None, loop_guard=None)
+    answer = speech.generate([requests["text"]], dataclasses.replace(WARM, max_new_tokens=20), long)[0]
+    blocks = len(answer.codes) // 12
+    assert blocks > 50
+    assert blocks - 3 <= len(calls) <= blocks + 3 and set(calls) == {12}
+    assert max(waiting) <= 4 and len(caches) == 1
+    assert max(held) == held[len(held) // 4] == held[len(held) // 2]
+    compiled = compiled_programs_by_name()
+    assert compiled["talk"] - before["talk"] <= 1 and compiled["converse"] - before["converse"] <= 1
 
 
 def test_nothing_is_compiled_as_the_answer_grows(speech, requests):
@@ -156,14 +194,20 @@ def test_codes_are_bounded_by_the_length_of_the_text(speech, requests):
 
 
 def test_a_loop_of_codes_ends(speech, requests):
-    """Greedy speech of a random model goes round and round; a neighbour that draws its codes goes on."""
-    looping = SpeechOptions(codes=SamplingOptions(max_new_tokens=1000), flow=FAST, loop_guard=60, codes_per_token=None)
+    """Greedy speech of a random model goes round and round; a neighbour that draws its codes goes on.
+
+    It ends with the code that makes it a loop, wherever blocks begin and end: beside neighbours, alone, in two passes.
+    """
+    looping = SpeechOptions(codes=SamplingOptions(max_new_tokens=1000), flow=FAST, loop_guard=61, codes_per_token=None)
     batch = [requests["text"], requests["image"]]
-    answers = speech.generate(batch, WARM, [looping, spoken(limit=200)])
+    options = [WARM, dataclasses.replace(WARM, max_new_tokens=31)]
+    answers = speech.generate(batch, options, [looping, spoken(limit=200)])
     assert answers[0].speech_reason == "loop" and len(answers[0].codes) < 200
-    assert is_looping(answers[0].codes, 60) and not is_looping(answers[0].codes[:-12], 60)
+    assert is_looping(answers[0].codes, 61) and not is_looping(answers[0].codes[:-1], 61)
     assert len(answers[0].waveform) == 480 * len(answers[0].codes)
-    assert answers[1].codes == speech.generate(batch[1:], WARM, spoken(limit=200))[0].codes
+    assert_equal_answers(answers[:1], *two_pass(speech, batch[:1], WARM, looping))
+    assert speech.generate(batch[:1], WARM, looping)[0].codes == answers[0].codes
+    assert answers[1].codes == speech.generate(batch[1:], options[1], spoken(limit=200))[0].codes
     assert len(answers[1].codes) > len(answers[0].codes)
 
 
@@ -181,10 +225,14 @@ def test_the_published_decoder_gives_its_sound_at_the_end(speech, requests):
     assert len(chunks) == 1 and len(chunks[0].waveform) == 480 * len(events[-1].codes)
     expected = speech.synthesise([events[-1].codes], spoken(limit=30, decoder="full"))[0]
     np.testing.assert_array_equal(chunks[0].waveform, expected)
+    seconds, timeline = {}, []
+    list(speech.stream([requests["text"]], WARM, spoken(limit=30, decoder="full"), seconds=seconds, timeline=timeline))
+    assert seconds["dit"] > 0 and seconds["bigvgan"] > 0
+    assert [span.amount for span in timeline if span.stage in ("dit", "bigvgan")] == [60, 480 * 30]
 
 
 def test_stages_and_their_times_are_told(speech, requests):
-    seconds, timeline = {}, []
+    seconds, timeline = {"first_sound": 1e9}, []  # of an earlier call
     list(speech.stream([requests["film with sound"]], WARM, spoken(), seconds=seconds, timeline=timeline))
     wanted = {"encode_audio", "encode_vision", "prefill", "first_text", "first_sound", "decode", "dit", "bigvgan"}
     assert wanted <= set(seconds) and all(value > 0 for value in seconds.values())

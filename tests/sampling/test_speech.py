@@ -88,7 +88,7 @@ def test_a_batch_whose_rows_end_apart_equals_transformers(
     replies = [answer.token_ids for answer in sampler.generate(requests, SamplingOptions(max_new_tokens=WORDS))]
     free = codes_of(speech, requests, replies, GREEDY)[0]
     stops = (140, free[1][5])
-    monkeypatch.setattr(Speech, "stops", stops)
+    monkeypatch.setattr(speech, "stops", stops)
 
     theirs = pytorch_speech(pytorch_model, sampler, requests, pad_id, code_stops=stops)
     for ours, text in zip(replies, theirs.texts):
@@ -155,7 +155,7 @@ def test_the_limit_on_codes_is_exact(speech, answered, limit):
 def test_speech_ends_before_a_stop_id(speech, answered, place, monkeypatch):
     request, reply = answered["text"]
     free = codes_of(speech, [request], [reply], GREEDY)[0][0]
-    monkeypatch.setattr(Speech, "stops", (140, free[place]))
+    monkeypatch.setattr(speech, "stops", (140, free[place]))
     codes, ends = codes_of(speech, [request], [reply], GREEDY)
     assert codes[0] == free[: free.index(free[place])] and ends == ["stop"]
 
