@@ -24,9 +24,10 @@ demo: $(READY)
 	$(BIN)/omni-jax demo
 
 # Compiled programs are kept in .cache/xla, for all test processes and for the next run.
-# Each process computes with one thread, or they would fight for the processors.
+# Each process computes with one thread, or they would fight for the processors; a file's tests share a process, and so
+# what it has compiled.
 test: $(READY)
-	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow'
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -186,7 +186,7 @@ def test_an_answer_at_the_limit_of_codes_says_so(speech, requests):
 def test_codes_are_bounded_by_the_length_of_the_text(speech, requests):
     """100 for the whole, and for each token that is spoken: an answer's last token is not."""
     options = dataclasses.replace(WARM, max_new_tokens=4)
-    bounded = spoken(limit=4000, codes_per_token=5, loop_guard=None)
+    bounded = spoken(limit=1200, codes_per_token=5, loop_guard=None)
     answer = speech.generate([requests["text"]], options, bounded)[0]
     assert answer.speech_reason == "length" and len(answer.codes) == sp.SLACK + 5 * 3
     replies = [answer.token_ids]
@@ -198,7 +198,7 @@ def test_a_loop_of_codes_ends(speech, requests):
 
     It ends with the code that makes it a loop, wherever blocks begin and end: beside neighbours, alone, in two passes.
     """
-    looping = SpeechOptions(codes=SamplingOptions(max_new_tokens=1000), flow=FAST, loop_guard=61, codes_per_token=None)
+    looping = SpeechOptions(codes=SamplingOptions(max_new_tokens=1200), flow=FAST, loop_guard=61, codes_per_token=None)
     batch = [requests["text"], requests["image"]]
     options = [WARM, dataclasses.replace(WARM, max_new_tokens=31)]
     answers = speech.generate(batch, options, [looping, spoken(limit=200)])
