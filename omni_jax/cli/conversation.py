@@ -1,8 +1,8 @@
 """Answers for the command line: everything that can be wrong with a prompt shows before the weights are loaded."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -156,58 +156,39 @@ class Answerer:
         answer = Answer(prompt_tokens=len(request.token_ids))
         answer.seconds = {_STAGES[name]: value for name, value in request.stage_seconds.items()}
         self.load()
+        import numpy as np
+
+        from omni_jax.sampling.speech_options import AudioChunk, End
+
         stages: dict[str, float] = {}
+        sound = [np.zeros(0, np.float32)]
         with console.Progress("encoding") as bar:
-
-            def heard_text(text: str) -> None:
-                answer.text += text
-                bar("answering", len(answer.token_ids), options.max_new_tokens)
-                if on_text is not None:
-                    bar.close()
-                    on_text(text)
-
+            common = dict(progress=bar, seconds=stages)
             if spoken is None:
-                for event in self.sampler.stream([request], options, progress=bar, seconds=stages):
-                    answer.token_ids.extend(event.token_ids)
-                    heard_text(event.text)
+                events = self.sampler.stream([request], options, **common)
             else:
-                events = self._speak(request, options, spoken, answer, stages, bar)
-                for event in events:
-                    if isinstance(event, str):
-                        heard_text(event)
-                    elif on_sound is not None:
-                        on_sound(event)
+                spoken = replace(spoken, voice=self.voice)
+                events = self.speech.stream([request], options, spoken, timeline=answer.timeline, **common)
+            for event in events:
+                match event:
+                    case AudioChunk():
+                        sound.append(event.waveform)
+                        if on_sound is not None:
+                            on_sound(event.waveform)
+                    case End():
+                        answer.codes, answer.speech_reason = list(event.codes), event.speech_reason
+                    case _:
+                        answer.text += event.text
+                        answer.token_ids.extend(event.token_ids)
+                        bar("answering", len(answer.token_ids), options.max_new_tokens)
+                        if on_text is not None:
+                            bar.close()
+                            on_text(event.text)
+        if spoken is not None:
+            answer.waveform = np.concatenate(sound)
         stages.pop("decode_steps", None)  # a count, not a time
         if self.load_seconds:  # the first answer only: later ones do not wait for it
             answer.seconds["load_checkpoint"] = self.load_seconds
             self.load_seconds = 0.0
         answer.seconds |= stages
         return answer
-
-    def _speak(self, request, options, spoken, answer: Answer, stages, bar) -> Iterator[Any]:
-        """Pieces of text and of waveform; the rest goes into `answer`."""
-        from dataclasses import replace
-
-        import numpy as np
-
-        from omni_jax.sampling.speech_options import AudioChunk, End
-
-        sound = [np.zeros(0, np.float32)]
-        for event in self.speech.stream(
-            [request],
-            options,
-            replace(spoken, voice=self.voice),
-            progress=bar,
-            seconds=stages,
-            timeline=answer.timeline,
-        ):
-            match event:
-                case AudioChunk():
-                    sound.append(event.waveform)
-                    yield event.waveform
-                case End():
-                    answer.codes, answer.speech_reason = list(event.codes), event.speech_reason
-                case _:
-                    answer.token_ids.extend(event.token_ids)
-                    yield event.text
-        answer.waveform = np.concatenate(sound)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from input_pipeline.packing import BUCKETS, OmniInputs, bucket, pack_batch
 from input_pipeline.request import Request, prepare
@@ -146,9 +147,7 @@ class Sampler:
         """
         if not requests:
             return
-        each = [options] * len(requests) if isinstance(options, SamplingOptions) else list(options)
-        if len(each) != len(requests):
-            raise PromptError(f"{len(each)} sets of options were given for {len(requests)} requests.")
+        each = one_each(options, len(requests))
         taken: dict[str, float] = {}
         report = progress or (lambda stage, done, total: None)
         inputs = pack_batch(requests, self.config, chunk=self.chunk)
@@ -156,9 +155,7 @@ class Sampler:
 
         prefilled = self.prefill(inputs, length, report=report, seconds=taken)
         batch = inputs.token_ids.shape[0]
-        limit = np.zeros(batch, np.int32)
-        limit[: len(each)] = [option.max_new_tokens for option in each]
-        limit = np.minimum(limit, length - inputs.lengths)
+        limit = np.minimum(padded([option.max_new_tokens for option in each], batch), length - inputs.lengths)
 
         started = time.perf_counter()
         thinker = dict(config=self.config.thinker_config.text_config, dtype=self.dtype, unrolled=self.unrolled)
@@ -297,6 +294,23 @@ class TextFollower:
             return
         self.reason = "stop" if self.token_ids and self.token_ids[-1] in self.stop_ids else "length"
         yield Event(self.row, text + self._decoder.flush(), ids, self.reason)
+
+
+def one_each(options: Any, count: int) -> list:
+    """Options for each request: as given, or the one set for all.
+
+    Raises:
+        PromptError: not one set for each.
+    """
+    each = list(options) if isinstance(options, Sequence) else [options] * count
+    if len(each) != count:
+        raise PromptError(f"{len(each)} sets of options were given for {count} requests.")
+    return each
+
+
+def padded(values: Sequence[int], batch: int) -> Int[np.ndarray, "B"]:
+    """int32 values of the real rows, 0 for the rest."""
+    return np.asarray([*values, *[0] * (batch - len(values))], np.int32)
 
 
 def check_finite(broken: np.ndarray, track: str) -> None:

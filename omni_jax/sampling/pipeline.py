@@ -62,6 +62,20 @@ class CodeFollower:
         return CodeEvent(self.row, tuple(self.codes[before:]), self.reason)
 
 
+def take_codes(followers: Sequence[CodeFollower], codes: np.ndarray, done: np.ndarray) -> list[CodeEvent]:
+    """What a block brought for the rows that had not ended."""
+    events = [one.take(codes[one.row], bool(done[one.row])) for one in followers]
+    return [event for event in events if event is not None]
+
+
+def halt_loops(state: sp.TalkerState, events: Sequence[CodeEvent]) -> sp.TalkerState:
+    """The Talker's state without those rows that have just been found to go round in circles."""
+    looping = [event.row for event in events if event.finish_reason == "loop"]
+    if not looping:
+        return state
+    return sp.halt(state, jnp.asarray(np.isin(np.arange(state.done.shape[0]), looping)))
+
+
 @dataclass
 class Work:
     """Something that the device was asked to do, and where its results will be."""
@@ -229,11 +243,8 @@ class Answering:
             yield from self._take_codes(results["codes"], results["done"])
 
     def _take_codes(self, codes: np.ndarray, done: np.ndarray) -> Iterator[AudioChunk]:
-        events = [one.take(codes[one.row], bool(done[one.row])) for one in self.speech]
-        events = [event for event in events if event is not None]
-        looping = [event.row for event in events if event.finish_reason == "loop"]
-        if looping:
-            self.talker = sp.halt(self.talker, jnp.asarray(np.isin(np.arange(len(done)), looping)))
+        events = take_codes(self.speech, codes, done)
+        self.talker = halt_loops(self.talker, events)
         for event in events:
             if self.options[event.row].decoder == "block":
                 self._streams.push(event.row, event.codes, last=event.finish_reason is not None)

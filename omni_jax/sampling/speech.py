@@ -23,9 +23,9 @@ from omni_jax.errors import CapacityError, CheckpointError, PromptError
 from omni_jax.layers.decoder import unroll_params
 from omni_jax.models.logical_axes import logical_axes
 from omni_jax.sampling import speech_programs as sp
-from omni_jax.sampling.generate import Event, Sampler, cache_length, check_finite, warper_options
+from omni_jax.sampling.generate import Event, Sampler, cache_length, check_finite, one_each, padded, warper_options
 from omni_jax.sampling.options import SamplingOptions
-from omni_jax.sampling.pipeline import Answering, CodeFollower
+from omni_jax.sampling.pipeline import Answering, CodeFollower, halt_loops, take_codes
 from omni_jax.sampling.prompting import Listener, Prompted, extend, nothing_yet, read_reply, silent_rows
 from omni_jax.sampling.speech_options import (
     SPEECH,
@@ -70,10 +70,6 @@ class Speech(Listener):
         super().__init__(sampler)
         self.speakers = dict(speakers)
         self.stops = self.talker_config.tts_codec_pad_token_id, self.talker_config.tts_codec_end_token_id
-        self.thinker_config, self.talker_config = (
-            sampler.config.thinker_config.text_config,
-            sampler.config.talker_config,
-        )
         talker = params["talker"]
         self.params = unroll_params(talker) if sampler.unrolled else talker
         self.token2wav = Token2Wav(params, sampler.config.token2wav_config)
@@ -127,7 +123,7 @@ class Speech(Listener):
             CapacityError: a prompt that no bucket holds.
             NumericsError: the model gave NaN or infinity for a row.
         """
-        each, spoken = _one_each(options, len(requests), SamplingOptions), _one_each(speech, len(requests))
+        each, spoken = one_each(options, len(requests)), one_each(speech, len(requests))
         for option in spoken:
             choose_speaker(self.speakers, option.voice)
         if not requests:
@@ -211,7 +207,7 @@ class Speech(Listener):
         noise: Sequence[np.ndarray] | None = None,
     ) -> list[Utterance]:
         """Codes and waveforms of a batch of finished answers. Arguments as for `stream_codes` and `synthesise`."""
-        each, seconds = _one_each(options, len(requests)), {}
+        each, seconds = one_each(options, len(requests)), {}
         codes: list[list[int]] = [[] for _ in requests]
         reasons = [""] * len(requests)
         for event in self.stream_codes(requests, replies, each, seconds=seconds):
@@ -244,7 +240,7 @@ class Speech(Listener):
         """
         if not requests:
             return
-        each, seconds = _one_each(options, len(requests)), {} if seconds is None else seconds
+        each, seconds = one_each(options, len(requests)), {} if seconds is None else seconds
         for option in each:
             choose_speaker(self.speakers, option.voice)
         words = self._words(requests, replies)
@@ -268,13 +264,9 @@ class Speech(Listener):
             codes, done, broken = (np.asarray(part) for part in pending.popleft())
             check_finite(broken, "speech")
             steps += codes.shape[1]
-            for one in followers:
-                event = one.take(codes[one.row], bool(done[one.row]))
-                if event is not None:
-                    yield event
-            looping = [one.reason == "loop" for one in followers]
-            if any(looping):
-                state = sp.halt(state, jnp.asarray([*looping, *[False] * (len(done) - len(looping))]))
+            events = take_codes(followers, codes, done)
+            state = halt_loops(state, events)
+            yield from events
         seconds["talker_decode"] = time.perf_counter() - started
         seconds["talker_steps"] = steps
 
@@ -296,7 +288,7 @@ class Speech(Listener):
         Raises:
             OmniError: an unknown voice, a code that the DiT has no row for, or too many codes.
         """
-        each = _one_each(options, len(codes))
+        each = one_each(options, len(codes))
         voices = [choose_speaker(self.speakers, option.voice) for option in each]
         if noise is not None and any(option.decoder != "full" for option in each):
             raise PromptError('Noise can be given to the decoder "full" only; "block" draws its own from the seed.')
@@ -411,9 +403,8 @@ class Speech(Listener):
 
     def most_codes(self, options: SpeechOptions) -> int:
         """The limit on codes; the published decoder has positions for 5.5 minutes only."""
-        config = self.token2wav.config.dit_config
-        most = config.max_position_embeddings // config.repeats if options.decoder == "full" else 1 << 30
-        return min(options.codes.max_new_tokens, most)
+        wanted = options.codes.max_new_tokens
+        return min(wanted, self.token2wav.most_codes) if options.decoder == "full" else wanted
 
     def _suppressed(self) -> np.ndarray:
         """Ids that are never drawn: the start id, as published, and those that stand for no sound and no end.
@@ -423,18 +414,6 @@ class Speech(Listener):
         ids = np.arange(self.talker_config.vocab_size)
         soundless = (ids > self.token2wav.config.dit_config.num_embeds) & ~np.isin(ids, self.stops)
         return soundless | (ids == self.talker_config.tts_codec_start_token_id)
-
-
-def padded(values: Sequence[int], batch: int) -> Int[np.ndarray, "B"]:
-    """int32 values of the real rows, 0 for the rest."""
-    return np.asarray([*values, *[0] * (batch - len(values))], np.int32)
-
-
-def _one_each(options, count: int, kind: type = SpeechOptions) -> list:
-    each = [options] * count if isinstance(options, kind) else list(options)
-    if len(each) != count:
-        raise PromptError(f"{len(each)} sets of options were given for {count} requests.")
-    return each
 
 
 def _slots(inputs: OmniInputs, wanted: Sequence[int]) -> int:

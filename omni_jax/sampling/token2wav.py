@@ -64,6 +64,11 @@ class Token2Wav:
         """480."""
         return self.config.dit_config.repeats * samples_per_frame(self.config.bigvgan_config)
 
+    @property
+    def most_codes(self) -> int:
+        """Codes that `full` has positions for."""
+        return self.config.dit_config.max_position_embeddings // self.config.dit_config.repeats
+
     def voice(self, speaker: Speaker) -> dit.Voice:
         """What the DiT needs to know of a speaker, [1, D] and [D]; computed once and kept as long as the speaker is."""
         if speaker not in self._voices:
@@ -110,7 +115,7 @@ class Token2Wav:
         if not codes.size:
             return np.zeros(0, np.float32)
         dit.check_codes(codes, c)
-        most = c.max_position_embeddings // c.repeats
+        most = self.most_codes
         if len(codes) > most:
             raise CapacityError(
                 f"{len(codes)} speech codes are more than the {most} that the model's DiT has positions for "

@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -36,30 +37,37 @@ class Watch:
 
     def expect(self, stages: tuple[str, ...], results: Any, amounts: Callable[[], tuple[int, ...]]) -> None:
         """Work that was just asked for, one span a stage; `amounts` is called when `results` are there."""
-        self._queue.put((stages, time.perf_counter(), results, amounts))
+        asked = time.perf_counter()
+
+        def wait(free_at: float) -> float:
+            jax.block_until_ready(results)
+            counted, now = amounts(), time.perf_counter()
+            for stage, amount in zip(stages, counted, strict=True):
+                self._note(stage, max(asked, free_at), now, amount)
+            return now
+
+        self._queue.put(wait)
 
     def took(self, amounts: Mapping[str, int], seconds: Mapping[str, float]) -> None:
         """Work that has just been waited for, stage after stage."""
-        self._queue.put((amounts, time.perf_counter(), dict(seconds), None))
+        now = time.perf_counter()
+
+        def note(_: float) -> float:
+            start = now - sum(seconds.values())
+            for stage, amount in amounts.items():
+                end = start + seconds.get(stage, 0.0)
+                self._note(stage, start, end, amount)
+                start = end
+            return now
+
+        self._queue.put(note)
+
+    def _note(self, stage: str, start: float, end: float, amount: int) -> None:
+        self._spans.append(Span(stage, start - self._started, end - self._started, amount))
 
     def _run(self) -> None:
+        """Each job is told when the device was free before it, and tells when it was free after."""
         free_at = self._started
-        while (item := self._queue.get()) is not None:
-            stages, asked, results, amounts = item
-            if amounts is None:
-                start = asked - sum(results.values())
-                for stage, amount in stages.items():
-                    end = start + results.get(stage, 0.0)
-                    self._spans.append(Span(stage, start - self._started, end - self._started, amount))
-                    start = end
-                free_at = asked
-                continue
-            try:
-                jax.block_until_ready(results)
-                counted = amounts()
-            except Exception:  # whoever reads the results will hear of it
-                continue
-            now = time.perf_counter()
-            for stage, amount in zip(stages, counted, strict=True):
-                self._spans.append(Span(stage, max(asked, free_at) - self._started, now - self._started, amount))
-            free_at = now
+        while (job := self._queue.get()) is not None:
+            with suppress(Exception):  # whoever reads the results will hear of it
+                free_at = job(free_at)
