@@ -5,7 +5,6 @@ requests ─► pack into buckets ─► encode audio, vision ─► prefill chu
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,31 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int
 
 from input_pipeline.packing import BUCKETS, OmniInputs, bucket, pack_batch
 from input_pipeline.request import Request, prepare
-from input_pipeline.tokenizer import StreamDecoder, Tokenizer
+from input_pipeline.tokenizer import Tokenizer
 from omni_jax.config import OmniConfig, ProcessorConfig
-from omni_jax.errors import CapacityError, NumericsError, PromptError
+from omni_jax.errors import CapacityError, PromptError
 from omni_jax.layers.decoder import unroll_params
 from omni_jax.models.vision_encoder import VisionLayout
 from omni_jax.sampling import programs
 from omni_jax.sampling.options import SamplingOptions
-from omni_jax.sampling.warpers import WarperOptions
+from omni_jax.sampling.pipeline import Answering
+from omni_jax.sampling.prompting import Listener, extend, nothing_yet
+from omni_jax.sampling.rows import MAX_STOPS, Event, one_each, padded
 
-_MAX_STOPS = 8  # stop ids a request may have; part of a program's shape
 _GREEDY = SamplingOptions()
-
-
-@dataclass(frozen=True)
-class Event:
-    """One thing that happened to one request: a piece of text, or the end of its answer."""
-
-    row: int
-    text: str = ""
-    token_ids: tuple[int, ...] = ()
-    finish_reason: str | None = None  # "stop" or "length" at the end
 
 
 @dataclass
@@ -93,8 +82,8 @@ class Sampler:
             self.params["thinker"] = unroll_params(self.params["thinker"])
         if stop_ids is None:
             stop_ids = [tokenizer.token_id("<|im_end|>"), tokenizer.token_id("<|endoftext|>")]
-        if len(stop_ids) > _MAX_STOPS:
-            raise PromptError(f"{len(stop_ids)} stop ids were given; at most {_MAX_STOPS} are supported.")
+        if len(stop_ids) > MAX_STOPS:
+            raise PromptError(f"{len(stop_ids)} stop ids were given; at most {MAX_STOPS} are supported.")
         self.stop_ids = tuple(stop_ids)
 
     @classmethod
@@ -153,47 +142,15 @@ class Sampler:
         inputs = pack_batch(requests, self.config, chunk=self.chunk)
         length = cache_length(inputs, [option.max_new_tokens for option in each])
 
-        prefilled = self.prefill(inputs, length, report=report, seconds=taken)
-        batch = inputs.token_ids.shape[0]
-        limit = np.minimum(padded([option.max_new_tokens for option in each], batch), length - inputs.lengths)
-
+        model, limits = Listener(self), [option.max_new_tokens for option in each]
+        prompted = nothing_yet(model, len(inputs.lengths), length)
+        prompted = extend(model, prompted, inputs, report=report, seconds=taken)
         started = time.perf_counter()
-        thinker = dict(config=self.config.thinker_config.text_config, dtype=self.dtype, unrolled=self.unrolled)
-        state, first, *flags = programs.first_token(
-            self.params["thinker"],
-            prefilled.last_hidden,
-            prefilled.seen,
-            jnp.asarray(inputs.lengths),
-            jnp.asarray(inputs.next_position),
-            warper_options(each, batch),
-            jnp.asarray(limit),
-            stop_table(self.stop_ids, batch),
-            **thinker,
-        )
-        state = state.replace(cache=prefilled.cache)
-        followers = [TextFollower(row, self.tokenizer, self.stop_ids) for row in range(len(requests))]
-        pending = deque([(first[:, None], *flags)])
-        steps = 4  # a short first block: the first words come soon
-        while pending:
-            # keep one block in flight beyond the one that the host reads
-            if len(pending) < 2 and not all(follower.ended for follower in followers):
-                state, tokens, *flags = programs.decode(
-                    self.params["thinker"],
-                    state,
-                    jnp.int32(min(steps, self.block)),
-                    block=self.block,
-                    **thinker,
-                )
-                pending.append((tokens, *flags))
-                steps = self.block
-            tokens, done, broken = (np.asarray(part) for part in pending.popleft())
-            check_finite(broken, "text")
-            for follower in followers:
-                yield from follower.take(tokens[follower.row], bool(done[follower.row]))
-            if all(follower.ended for follower in followers):
-                break
+        limit = np.minimum(padded(limits, len(inputs.lengths)), length - inputs.lengths)
+        answering = Answering(model, prompted, each, limit)
+        yield from (event for event in answering.events() if isinstance(event, Event))
         taken["decode"] = time.perf_counter() - started
-        taken["decode_steps"] = max(follower.count for follower in followers)
+        taken["decode_steps"] = max(follower.count for follower in answering.text)
         if seconds is not None:
             seconds.update(taken)
 
@@ -222,111 +179,11 @@ class Sampler:
             run("vision", lambda: programs.encode_vision(self.params["vision_encoder"], patches, layout, **config))
         return out
 
-    def prefill(
-        self,
-        inputs: OmniInputs,
-        length: int,
-        *,
-        report: Callable[[str, int, int], None] = lambda stage, done, total: None,
-        seconds: dict[str, float] | None = None,
-    ) -> programs.PrefillState:
+    def prefill(self, inputs: OmniInputs, length: int) -> programs.PrefillState:
         """Encodes the media of a batch and runs its prompts, chunk by chunk, into a new cache of `length` slots."""
-        seconds = {} if seconds is None else seconds
-        config, batch = self.config.thinker_config.text_config, inputs.token_ids.shape[0]
-        media = self.encode(inputs, seconds)
-        sources = {"audio": inputs.audio_source, "vision": inputs.vision_source}
-        started = time.perf_counter()
-        common = dict(config=config, dtype=self.dtype, unrolled=self.unrolled)
-        # committed to its device like the parameters: otherwise the first chunk would compile a program of its own
-        state = jax.device_put(programs.new_prefill(batch=batch, length=length, **common), self.home)
-        lengths = jnp.asarray(inputs.lengths)
-        total = inputs.token_ids.shape[1] // self.chunk
-        for index in range(total):
-            report("prefill", index, total)
-            here = slice(index * self.chunk, (index + 1) * self.chunk)
-            token_ids = jnp.asarray(inputs.token_ids[:, here])
-            embeddings = programs.embed(self.params["thinker"], token_ids, config=config, dtype=self.dtype)
-            for kind, tokens in media.items():
-                if (sources[kind][:, here] >= 0).any():
-                    embeddings = programs.place(embeddings, tokens, jnp.asarray(sources[kind][:, here]))
-            state = programs.prefill(
-                self.params["thinker"],
-                state,
-                embeddings,
-                token_ids,
-                jnp.asarray(inputs.position_ids[:, :, here]),
-                jnp.full(batch, here.start, jnp.int32),
-                lengths,
-                **common,
-            )
-        jax.block_until_ready(state.last_hidden)
-        report("prefill", total, total)
-        seconds["prefill"] = time.perf_counter() - started
-        return state
-
-
-class TextFollower:
-    """Turns one row's tokens into events, up to its end."""
-
-    def __init__(self, row: int, tokenizer: Tokenizer, stop_ids: tuple[int, ...]):
-        self.row, self.stop_ids, self.reason = row, stop_ids, None
-        self.token_ids: list[int] = []
-        self._decoder = StreamDecoder(tokenizer)
-
-    @property
-    def ended(self) -> bool:
-        return self.reason is not None
-
-    @property
-    def count(self) -> int:
-        return len(self.token_ids)
-
-    def take(self, tokens: np.ndarray, done: bool) -> Iterator[Event]:
-        """What a block brought; nothing after the end."""
-        if self.ended:
-            return
-        ids = tuple(int(token) for token in tokens if token >= 0)
-        self.token_ids += ids
-        text = "".join(self._decoder.push(token) for token in ids if token not in self.stop_ids)
-        if not done:
-            if ids:
-                yield Event(self.row, text, ids)
-            return
-        self.reason = "stop" if self.token_ids and self.token_ids[-1] in self.stop_ids else "length"
-        yield Event(self.row, text + self._decoder.flush(), ids, self.reason)
-
-
-def one_each(options: Any, count: int) -> list:
-    """Options for each request: as given, or the one set for all.
-
-    Raises:
-        PromptError: not one set for each.
-    """
-    each = list(options) if isinstance(options, Sequence) else [options] * count
-    if len(each) != count:
-        raise PromptError(f"{len(each)} sets of options were given for {count} requests.")
-    return each
-
-
-def padded(values: Sequence[int], batch: int) -> Int[np.ndarray, "B"]:
-    """int32 values of the real rows, 0 for the rest."""
-    return np.asarray([*values, *[0] * (batch - len(values))], np.int32)
-
-
-def check_finite(broken: np.ndarray, track: str) -> None:
-    """Raises NumericsError if the logits of any row were not finite."""
-    if broken.any():
-        raise NumericsError(
-            f"Request {int(broken.argmax())}: the model's logits are not finite ({track}). Check the weights with "
-            "`omni-jax parity --checkpoint`, use --dtype float32, or choose a repetition penalty nearer to 1."
-        )
-
-
-def stop_table(stop_ids: Sequence[int], batch: int) -> jax.Array:
-    """Stop ids for every row of a batch, padded with -1 to one width."""
-    stops = np.full((batch, _MAX_STOPS), -1, np.int32)
-    stops[:, : len(stop_ids)] = stop_ids
-    return jnp.asarray(stops)
+        model = Listener(self)
+        state = extend(model, nothing_yet(model, len(inputs.lengths), length), inputs).thinker
+        return jax.block_until_ready(state)
 
 
 def cache_length(inputs: OmniInputs, max_new_tokens: Sequence[int]) -> int:
@@ -350,13 +207,3 @@ def vision_layout(vision: Any) -> VisionLayout:
     """The device part of a packed `VisionBatch`."""
     names = ("coordinates", "window_slots", "window_home", "frame_slots", "frame_home")
     return VisionLayout(**{name: jax.tree.map(jnp.asarray, getattr(vision, name)) for name in names})
-
-
-def warper_options(options: Sequence[SamplingOptions], batch: int) -> WarperOptions:
-    """One value a row; padding rows are greedy."""
-    padded = list(options) + [SamplingOptions()] * (batch - len(options))
-    kinds = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "repetition_penalty": np.float32}
-    kinds["seed"] = np.int32
-    return WarperOptions(
-        **{name: jnp.asarray([getattr(option, name) for option in padded], kind) for name, kind in kinds.items()}
-    )

@@ -24,11 +24,12 @@ from input_pipeline.media import ImageSource
 from input_pipeline.packing import BUCKETS, bucket, pack_batch
 from input_pipeline.request import Request
 from omni_jax.errors import CapacityError, PromptError
-from omni_jax.sampling.generate import Event, Sampler
+from omni_jax.sampling.generate import Sampler
 from omni_jax.sampling.options import SamplingOptions
 from omni_jax.sampling.pipeline import Answering
 from omni_jax.sampling.programs import PrefillState
 from omni_jax.sampling.prompting import Listener, extend, nothing_yet
+from omni_jax.sampling.rows import Event
 from omni_jax.sampling.speech import Speech
 from omni_jax.sampling.speech_options import CODES_PER_SECOND, SPEECH, AudioChunk, End, SpeechOptions
 from omni_jax.sampling.voices import choose_speaker
@@ -151,9 +152,9 @@ class LiveSession:
             codes = max(min(self._model.most_codes(self._speech), prompted.talker.length - length - 2), 0)
         # the answer uses up what it is made from, and the next turn needs it
         self._before, self._turn = (prompted, jnp.copy(prompted.thinker.seen)), None
-        limits = np.array([limit], np.int32), np.array([codes], np.int32)
+        limit, codes = np.array([limit], np.int32), np.array([codes], np.int32)
         try:
-            self._answering = Answering(self._model, prompted, [self._sampling], [self._speech], *limits)
+            self._answering = Answering(self._model, prompted, [self._sampling], limit, [self._speech], codes)
         except BaseException:  # the caches may be gone
             self.close()
             raise
@@ -181,13 +182,14 @@ class LiveSession:
             raise PromptError(f"played = {played!r} is out of range. Give seconds, 0 or more.")
         if self._answering is None:
             raise PromptError("There is no answer to interrupt. Call it while the events of `respond` come.")
-        text, speech = self._answering.text[0], self._answering.speech[0]
+        text, codes = self._answering.text[0], []
         handed_out = self._answering.heard(0) // max(self._answering.samples_per_code, 1)
         heard = handed_out if played is None else min(handed_out, int(played * CODES_PER_SECOND + 1e-6))
         kept = self._spoken(text.token_ids)
-        if self._answering.speaks and not (speech.reason and heard >= len(speech.codes)):
-            kept = kept[: math.ceil(heard / self._codes_per_token)]
-        end = End(0, text.reason or "interrupted", "interrupted", tuple(kept), tuple(speech.codes[:heard]))
+        for speech in self._answering.speech:
+            codes, whole = speech.codes[:heard], speech.reason and heard >= len(speech.codes)
+            kept = kept if whole else kept[: math.ceil(heard / self._codes_per_token)]
+        end = End(0, text.reason or "interrupted", "interrupted", tuple(kept), tuple(codes))
         self._events.close()
         self._settle(kept)
         return end

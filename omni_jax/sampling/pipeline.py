@@ -20,9 +20,9 @@ from jaxtyping import Int
 
 from omni_jax.sampling import programs
 from omni_jax.sampling import speech_programs as sp
-from omni_jax.sampling.generate import Event, TextFollower, check_finite, stop_table, warper_options
 from omni_jax.sampling.guards import is_looping
 from omni_jax.sampling.options import SamplingOptions
+from omni_jax.sampling.rows import Event, TextFollower, check_finite, stop_table, warper_options
 from omni_jax.sampling.sound import SoundStreams
 from omni_jax.sampling.speech_options import AudioChunk, CodeEvent, End, SpeechOptions
 from omni_jax.sampling.voices import choose_speaker
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from omni_jax.sampling.speech import Speech
 
 
+FIRST_STEPS = 4  # of an answer in text only, before the host looks
 SOUNDS_AT_ONCE = 3  # pieces of a row's sound that are made as soon as their codes are there: 40 ms and two of 240 ms
 
 
@@ -96,9 +97,9 @@ class Answering:
         model: "Speech | Listener",
         prompted: "Prompted",
         options: Sequence[SamplingOptions],
-        speech: Sequence[SpeechOptions],
         limit: Int[np.ndarray, "B"],
-        code_limit: Int[np.ndarray, "B"],
+        speech: Sequence[SpeechOptions] = (),
+        code_limit: Int[np.ndarray, "B"] | None = None,
         *,
         watch: Watch | None = None,
     ):
@@ -106,15 +107,14 @@ class Answering:
 
         Args:
             prompted: prompts in the caches; used up. Without a Talker's cache the answers are text only.
-            options, speech: one each for the first rows; further rows are padding.
-            limit, code_limit: most tokens and codes of each row, which fit the caches; 0 for padding.
+            options: one each for the first rows; further rows are padding.
+            limit: most tokens of each row, which fit the cache; 0 for padding.
+            speech, code_limit: likewise for speech, where there is any.
             watch: is told of all work.
         """
         self.model, self.options = model, list(speech)
         self._watch, self._block = watch, model.block
         self.text = [TextFollower(row, model.sampler.tokenizer, model.sampler.stop_ids) for row in range(len(options))]
-        stops, limits = model.stops, [int(most) for most in code_limit]
-        self.speech = [CodeFollower(row, stops, one.loop_guard, limits[row]) for row, one in enumerate(speech)]
         self.talker = self.reply = self._streams = None
         self.samples_per_code = 0
         self._heard = [0] * len(options)  # samples that were handed out
@@ -123,10 +123,11 @@ class Answering:
         self._steps_asked = 0
         self._sounds = [0] * len(options)  # pieces that were asked for
         if prompted.talker is None:
-            for one in self.speech:
-                one.reason = "none"
+            self.speech: list[CodeFollower] = []
             self._begin_text(prompted, options, limit)
         else:
+            limits = [int(most) for most in code_limit]
+            self.speech = [CodeFollower(row, model.stops, o.loop_guard, limits[row]) for row, o in enumerate(speech)]
             self._begin_both(prompted, options, limit, code_limit)
 
     def _first_token(self, prompted, options, limit):
@@ -146,7 +147,8 @@ class Answering:
 
     def _begin_text(self, prompted, options, limit) -> None:
         self.thinker, first, done, broken = self._first_token(prompted, options, limit)
-        self._ask(dict(tokens=first[:, None], text_done=done, text_broken=broken), steps=1)
+        # as if after most of a block: a short one follows, and the first words come soon
+        self._ask(dict(tokens=first[:, None], text_done=done, text_broken=broken), max(self._block - FIRST_STEPS, 0))
 
     def _begin_both(self, prompted, options, limit, code_limit) -> None:
         """First token, second token, first code: from here on every step makes one of each."""
@@ -277,8 +279,9 @@ class Answering:
     def _ends(self) -> Iterator[End]:
         """Rows of which all text and all sound has been handed out."""
         for row in sorted(self._open):
-            text, speech = self.text[row], self.speech[row]
-            samples = len(speech.codes) * self.samples_per_code
-            if text.ended and speech.reason and self._heard[row] == samples:
+            text, reason, codes = self.text[row], "none", []
+            if self.speech:
+                reason, codes = self.speech[row].reason, self.speech[row].codes
+            if text.ended and reason and self._heard[row] == len(codes) * self.samples_per_code:
                 self._open.discard(row)
-                yield End(row, text.reason, speech.reason, tuple(text.token_ids), tuple(speech.codes))
+                yield End(row, text.reason, reason, tuple(text.token_ids), tuple(codes))

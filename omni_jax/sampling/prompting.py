@@ -7,7 +7,7 @@ More may be added later: further turns of a conversation, or an answer that is a
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,21 +19,21 @@ from omni_jax.errors import CapacityError
 from omni_jax.layers.kv_cache import KVCache
 from omni_jax.sampling import programs
 from omni_jax.sampling import speech_programs as sp
-from omni_jax.sampling.generate import Sampler
+
+if TYPE_CHECKING:
+    from omni_jax.sampling.generate import Sampler
 
 
 class Listener:
     """A model that reads prompts: the Thinker and, in `Speech`, the Talker beside it."""
 
-    def __init__(self, sampler: Sampler):
+    def __init__(self, sampler: "Sampler"):
         self.sampler = sampler
         self.thinker_config = sampler.config.thinker_config.text_config
         self.talker_config = sampler.config.talker_config
         self.params: Any = None  # of the Talker, if there is one
         self.stops: tuple[int, ...] = ()  # codes that end speech
-        token2wav = sampler.config.token2wav_config
-        # steps that the device makes before the host looks: a block of the DiT, 12 codes
-        self.block = 12 if token2wav is None else token2wav.dit_config.block_size // token2wav.dit_config.repeats
+        self.block = sampler.block  # most steps that the device makes before the host looks
 
     def embed(self, token_ids: Int[np.ndarray, "B T"]) -> Float[Array, "B T E"]:
         """The Thinker's embeddings."""
@@ -62,7 +62,7 @@ class Prompted:
     last_position: Int[np.ndarray, "B"]
 
 
-def nothing_yet(model: Listener, batch: int, thinker_length: int, talker_length: int | None) -> Prompted:
+def nothing_yet(model: Listener, batch: int, thinker_length: int, talker_length: int | None = None) -> Prompted:
     """Empty caches; with None for its length none for the Talker."""
     sampler, zeros = model.sampler, np.zeros(batch, np.int32)
     kinds = dict(batch=batch, dtype=sampler.dtype, unrolled=sampler.unrolled)
@@ -107,23 +107,17 @@ def extend(
         for kind, rows in media.items():
             if (sources[kind][:, here] >= 0).any():
                 embeddings = programs.place(embeddings, rows, jnp.asarray(sources[kind][:, here]))
-        masked = (inputs.audio_source[:, here] >= 0) | (inputs.vision_source[:, here] >= 0)
         position_ids = jnp.asarray(inputs.position_ids[:, :, here])
         start = jnp.asarray(prompted.lengths + here.start, jnp.int32)
-        state, vectors = sp.think(
-            sampler.params["thinker"],
-            state,
-            embeddings,
-            jnp.asarray(inputs.token_ids[:, here]),
-            position_ids,
-            start,
-            jnp.asarray(lengths, jnp.int32),
-            jnp.asarray(masked),
-            **model.static("thinker"),
-        )
-        if talker is not None:
-            silent = jnp.full(masked.shape, -1, jnp.int32)
-            talker, _ = sp.hear(model.params, talker, vectors, silent, position_ids, start, **model.static("talker"))
+        token_ids, ends = jnp.asarray(inputs.token_ids[:, here]), jnp.asarray(lengths, jnp.int32)
+        chunk_of = (sampler.params["thinker"], state, embeddings, token_ids, position_ids, start, ends)
+        if talker is None:
+            state = programs.prefill(*chunk_of, **model.static("thinker"))
+            continue
+        masked = (inputs.audio_source[:, here] >= 0) | (inputs.vision_source[:, here] >= 0)
+        state, vectors = sp.think(*chunk_of, jnp.asarray(masked), **model.static("thinker"))
+        silent = jnp.full(masked.shape, -1, jnp.int32)
+        talker, _ = sp.hear(model.params, talker, vectors, silent, position_ids, start, **model.static("talker"))
     rows = np.arange(len(lengths))
     last = inputs.position_ids[0, rows, np.maximum(inputs.lengths - 1, 0)]
     report("prefill", width // chunk, width // chunk)

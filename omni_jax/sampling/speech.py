@@ -23,10 +23,11 @@ from omni_jax.errors import CapacityError, CheckpointError, PromptError
 from omni_jax.layers.decoder import unroll_params
 from omni_jax.models.logical_axes import logical_axes
 from omni_jax.sampling import speech_programs as sp
-from omni_jax.sampling.generate import Event, Sampler, cache_length, check_finite, one_each, padded, warper_options
+from omni_jax.sampling.generate import Sampler, cache_length
 from omni_jax.sampling.options import SamplingOptions
 from omni_jax.sampling.pipeline import Answering, CodeFollower, halt_loops, take_codes
 from omni_jax.sampling.prompting import Listener, Prompted, extend, nothing_yet, read_reply, silent_rows
+from omni_jax.sampling.rows import Event, check_finite, one_each, padded, warper_options
 from omni_jax.sampling.speech_options import (
     SPEECH,
     AudioChunk,
@@ -73,6 +74,7 @@ class Speech(Listener):
         talker = params["talker"]
         self.params = unroll_params(talker) if sampler.unrolled else talker
         self.token2wav = Token2Wav(params, sampler.config.token2wav_config)
+        self.block = self.token2wav.codes_per_block  # steps that bring one block of the DiT
 
     @classmethod
     def from_checkpoint(
@@ -143,8 +145,8 @@ class Speech(Listener):
                 self,
                 prompted,
                 each,
-                spoken,
                 np.minimum(limit, thinker_length - inputs.lengths),
+                spoken,
                 np.minimum(padded(wanted, batch), np.maximum(talker_length - inputs.lengths - 2, 0)),
                 watch=watch,
             )

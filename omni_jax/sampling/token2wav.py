@@ -65,6 +65,11 @@ class Token2Wav:
         return self.config.dit_config.repeats * samples_per_frame(self.config.bigvgan_config)
 
     @property
+    def codes_per_block(self) -> int:
+        """12."""
+        return self.config.dit_config.block_size // self.config.dit_config.repeats
+
+    @property
     def most_codes(self) -> int:
         """Codes that `full` has positions for."""
         return self.config.dit_config.max_position_embeddings // self.config.dit_config.repeats
