@@ -2,16 +2,18 @@
 # make test    all tests but the slow ones
 # make lint    style
 # make setup   only install, into .venv
+# make compilers   what `omni-jax compile` needs: the TPU and GPU compilers (1.4 GB)
 # make clean   remove what these made
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+COMPILERS := $(VENV)/compilers
 # As many test processes as the machine has processors.
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup compilers demo test lint clean
 
 setup: $(READY)
 
@@ -20,13 +22,23 @@ $(READY): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity,test]'
 	touch $@
 
+# Compilers of chips that are not here, for `omni-jax compile` and its tests. In a folder of their own, which only the
+# compiling processes look into: beside JAX every command would load them, and complain that there is no chip.
+$(COMPILERS)/.ready: setup.cfg | $(READY)
+	jax=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(COMPILERS) \
+		'libtpu==0.0.42.*' jax-cuda13-plugin==$$jax jax-cuda13-pjrt==$$jax 'nvidia-cuda-nvcc==13.*' 'nvidia-nvvm==13.*'
+	touch $@
+
+compilers: $(COMPILERS)/.ready
+
 demo: $(READY)
 	$(BIN)/omni-jax demo
 
 # Compiled programs are kept in .cache/xla, for all test processes and for the next run.
 # Each process computes with one thread, or they would fight for the processors; a file's tests share a process, and so
 # what it has compiled.
-test: $(READY)
+test: $(READY) $(COMPILERS)/.ready
 	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow'
 
 lint: $(READY)

@@ -63,6 +63,10 @@ class ChatArgs:
     """End standard output with one JSON object: text, tokens, audio_path, seconds of each stage."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of weights and computation. None is float32 on a CPU, bfloat16 elsewhere."""
+    weights: Literal["int8"] | None = None
+    """int8 stores the large matrices so: half the memory of bfloat16, at a small cost in accuracy."""
+    mesh: Annotated[str | None, arg(metavar="AXIS=SIZE,...")] = None
+    """Split the model over several devices, e.g. tensor=4 or tensor=4,fsdp=2. None is one device."""
     speech_out: Annotated[Path | None, arg(metavar="FILE.wav")] = None
     """Speak the answer into this file (24 kHz)."""
     report: Annotated[Path | None, arg(metavar="FILE.html")] = None
@@ -98,6 +102,8 @@ def run(args: ChatArgs) -> int:
     answerer = Answerer(
         args.checkpoint,
         dtype=args.dtype,
+        weights=args.weights,
+        mesh=args.mesh,
         use_audio_in_video=args.use_audio_in_video,
         speak=args.speaks,
         voice=args.voice,

@@ -47,6 +47,8 @@ class Answerer:
         folder: Path,
         *,
         dtype: str | None = None,
+        weights: str | None = None,
+        mesh: str | None = None,
         use_audio_in_video: bool = False,
         speak: bool = False,
         voice: str | None = None,
@@ -55,11 +57,14 @@ class Answerer:
         """Reads configuration, tokenizer and, to speak, voices.
 
         Args:
+            weights: "int8" or None, see `sampling.load.load_sampler`.
+            mesh: sizes of mesh axes, see `sharding.mesh.parse_mesh`.
             voice: whose; None for the checkpoint's default.
             voice_reference: a recording that the voice shall sound like; see `sampling.voices.voice_from_recording`.
 
         Raises:
             CheckpointError, ConfigError: the folder is not an imported checkpoint, lacks a file, or cannot speak.
+            ShardingError: the mesh is none, or not one of the devices here.
             PromptError: an unknown voice.
             MediaError: the reference cannot be used.
         """
@@ -72,7 +77,12 @@ class Answerer:
         has_processor = (folder / "preprocessor_config.json").is_file()
         self.processor = read_processor_config(folder) if has_processor else ProcessorConfig()
         self.tokenizer = Tokenizer.load(folder)
-        self._dtype, self._use_audio_in_video = dtype, use_audio_in_video
+        self._dtype, self._weights, self._use_audio_in_video = dtype, weights, use_audio_in_video
+        self._mesh = None
+        if mesh is not None:
+            from omni_jax.sharding.mesh import make_mesh, parse_mesh
+
+            self._mesh = make_mesh(**parse_mesh(mesh))
         self.load_seconds = 0.0  # until an answer has told it
         self._voices: dict[str, Any] | None = None
         if speak:
@@ -113,7 +123,7 @@ class Answerer:
         with console.Progress("loading the checkpoint"):
             from omni_jax.sampling.load import load_sampler
 
-            sampler = load_sampler(self.folder, dtype=self._dtype)
+            sampler = load_sampler(self.folder, dtype=self._dtype, mesh=self._mesh, weights=self._weights)
         self.load_seconds = time.perf_counter() - started
         return sampler
 

@@ -13,7 +13,7 @@ from input_pipeline.packing import AudioBatch, VisionBatch
 from omni_jax.config import AudioEncoderConfig, VisionEncoderConfig
 from omni_jax.interop.parity_rows import Row, Step, Where, compare
 from omni_jax.layers.rotary import axial_tables
-from omni_jax.models.audio_encoder import AudioEncoder, AudioEncoderLayer
+from omni_jax.models.audio_encoder import AudioEncoder, AudioEncoderLayer, seen_positions
 from omni_jax.models.vision_encoder import VisionEncoder, VisionLayer
 from omni_jax.sampling.generate import vision_layout
 
@@ -77,8 +77,9 @@ def _encode_audio(params, mel, frames, *, config: AudioEncoderConfig):
 
 
 @partial(jax.jit, static_argnames=("config",))
-def _audio_layer(params, x, mask, *, config: AudioEncoderConfig):
-    return AudioEncoderLayer(config, jnp.float32, jnp.float32).apply({"params": params}, x, mask)[0]
+def _audio_layer(params, x, frames, *, config: AudioEncoderConfig):
+    seen = seen_positions(frames, x.shape[1])
+    return AudioEncoderLayer(config, jnp.float32, jnp.float32).apply({"params": params}, x, seen)[0]
 
 
 @partial(jax.jit, static_argnames=("config",))
@@ -119,7 +120,7 @@ class AudioRun:
     def layer(self, params, index: int, rows: np.ndarray) -> np.ndarray:
         x = np.zeros((*self._real.shape, rows.shape[-1]), np.float32)
         x[self._real] = rows
-        return np.asarray(_audio_layer(params, x, self._real[:, None, :], config=self.config))[self._real]
+        return np.asarray(_audio_layer(params, x, self._frames, config=self.config))[self._real]
 
     @property
     def where(self) -> Where:

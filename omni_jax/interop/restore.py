@@ -1,6 +1,7 @@
 """Parameters from a checkpoint folder onto devices: each process and device reads only its own part."""
 
 import json
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +84,7 @@ def restore_params(
     shardings: Any | None = None,
     dtype: Any | None = None,
     components: Collection[str] | None = None,
+    transform: Callable[[str, jax.Array], Any] | None = None,
 ) -> dict:
     """Loads parameters as a nested dict of jax arrays.
 
@@ -93,6 +95,8 @@ def restore_params(
             Without either, everything goes to the first device.
         dtype: of every restored parameter; None keeps the stored ones.
         components: which to load; None for all that the checkpoint holds.
+        transform: what becomes of each parameter, given its path. They are read one at a time, the largest first, so
+            that no two are in memory as they were stored.
 
     Raises:
         CheckpointError: parameters missing, left over or of another shape (all are listed), or unreadable values.
@@ -132,7 +136,13 @@ def restore_params(
         )
         for path, shape in shapes.items()
     }
-    return _restore(info, args)
+    if transform is None:
+        return _restore(info, args)
+    out = {}
+    for path in sorted(args, key=lambda path: -math.prod(shapes[path])):
+        ((_, leaf),) = flatten(_restore(info, {path: args[path]}))
+        out[path] = transform(path, leaf)
+    return nest((path, out[path]) for path in args)
 
 
 def restore_leaves(info: CheckpointInfo, paths: Collection[str]) -> dict[str, np.ndarray]:

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from omni_jax.kernels.target import current_target
+from omni_jax.layers.interval_attention import attend_intervals
+
 
 def rotary_angles(
     positions: Int[Array, "#B T"], head_dim: int, theta: float
@@ -39,12 +42,21 @@ def block_attention(
 ) -> Float[Array, "B T N H"]:
     """Attention of every block to itself, `look_back` blocks before and `look_ahead` after it.
 
-    T is a multiple of `block_size`; keys that are not `valid` are not seen. Softmax in float32.
+    T is a multiple of `block_size`; keys that are not `valid` are not seen. Those that are form one run in each row.
+    Softmax in float32.
 
         block b, looking back 1:   keys │ b-1 │ b │     block 0:  │ none │ 0 │
     """
     batch, time, _, head_dim = query.shape
     blocks = time // block_size
+    if current_target().platform != "cpu":
+        block = jnp.arange(time) // block_size
+        first, last = jnp.argmax(valid, axis=1), time - jnp.argmax(valid[:, ::-1], axis=1)
+        start = jnp.maximum((block - look_back) * block_size, first[:, None])
+        stop = jnp.minimum((block + look_ahead + 1) * block_size, jnp.where(valid.any(axis=1), last, 0)[:, None])
+        return attend_intervals(
+            query, key, value, start, jnp.maximum(stop, start), reach=(1 + max(look_back, look_ahead)) * block_size
+        )
 
     def window(x):
         """[B, T, ...] -> [B, blocks, keys of the window, ...]; beyond the ends zero, or False."""

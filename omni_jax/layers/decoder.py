@@ -13,27 +13,34 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.config import TalkerConfig, TextConfig
+from omni_jax.kernels.target import current_target
 from omni_jax.layers.attention import attend
 from omni_jax.layers.feed_forward import GatedFeedForward
+from omni_jax.layers.interval_attention import attend_intervals, causal_bounds
 from omni_jax.layers.kv_cache import KVCache
 from omni_jax.layers.linear import Linear
 from omni_jax.layers.norms import RMSNorm
+from omni_jax.layers.partitioning import LENGTH, constrain, over_mesh, spec, stripe, unstripe
 from omni_jax.layers.rotary import Tables, rotate, tmrope_tables
 
 
 class SelfAttention(nn.Module):
-    """Causal grouped-query attention over a cache, or over the given sequence when there is none."""
+    """Causal grouped-query attention over a cache, or over the given sequence when there is none.
+
+    `seen` is what each query sees: without a cache, bounds (start, stop); with one, the mask of `attend` on a CPU.
+    """
 
     config: TextConfig | TalkerConfig
     dtype: DTypeLike
     param_dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x, cache: KVCache | None, layer, tables: Tables, mask, start):
+    def __call__(self, x, cache: KVCache | None, layer, tables: Tables, seen, start):
         config = self.config
         width, heads, kv_heads, head_dim = (
             config.hidden_size,
@@ -48,12 +55,10 @@ class SelfAttention(nn.Module):
         value = Linear((width,), (kv_heads, head_dim), ("embed", "kv_heads", "head_dim"), name="value", **into)(x)
         query, key = rotate(query, tables), rotate(key, tables)
         if cache is None:
-            keys, values = key.swapaxes(1, 2), value.swapaxes(1, 2)
+            out = attend_intervals(query, key, value, *seen, striped=True)
         else:
             cache = cache.write(layer, key, value, start)
-            keys, values = cache.read(layer)
-        used = None if cache is None else start + x.shape[1]
-        out = attend(query, keys.astype(self.dtype), values.astype(self.dtype), mask, used)
+            out = _attend_to_cache(query, cache, layer, seen, start)
         out = Linear((heads, head_dim), (width,), ("heads", "head_dim", "embed"), name="out", **common)(out)
         return out, cache
 
@@ -67,18 +72,18 @@ class DecoderLayer(nn.Module):
     trace: bool = False
 
     @nn.compact
-    def __call__(self, carry, layer, tables: Tables, mask, start):
+    def __call__(self, carry, layer, tables: Tables, seen, start):
         x, cache = carry
         config, kinds = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
         norm = dict(epsilon=config.rms_norm_eps, param_dtype=self.param_dtype)
         out, cache = SelfAttention(config, name="attention", **kinds)(
-            RMSNorm(name="attention_norm", **norm)(x), cache, layer, tables, mask, start
+            RMSNorm(name="attention_norm", **norm)(x), cache, layer, tables, seen, start
         )
-        x = x + out
+        x = constrain(x + out, "batch", LENGTH, None)
         feed_forward = GatedFeedForward(
             config.hidden_size, config.intermediate_size, stddev=config.initializer_range, name="mlp", **kinds
         )
-        x = x + feed_forward(RMSNorm(name="mlp_norm", **norm)(x))
+        x = constrain(x + feed_forward(RMSNorm(name="mlp_norm", **norm)(x)), "batch", LENGTH, None)
         return (x, cache), (x if self.trace else None)
 
 
@@ -113,12 +118,17 @@ class Decoder(nn.Module):
             Hidden states after the final norm, the new cache, and each layer's output when `trace` is set.
         """
         config, length = self.config, x.shape[1]
-        x = x.astype(self.dtype)
+        x = constrain(x.astype(self.dtype), "batch", LENGTH, None)
+        if cache is None:
+            seen = causal_bounds(segment_ids, batch=x.shape[0], length=length)
+            x, position_ids, *seen = stripe(x, 1), stripe(position_ids, 2), *(stripe(bound, 1) for bound in seen)
+        else:
+            cache = cache.on_mesh()
+            seen = _cache_mask(length, cache, start)
         tables = tmrope_tables(
             position_ids, head_dim=config.head_dim, sections=config.mrope_section, theta=config.rope_theta
         )
         tables = tuple(table.astype(self.dtype) for table in tables)
-        mask = _causal_mask(length, cache, start, segment_ids)
 
         layer = nn.remat(DecoderLayer, prevent_cse=False) if self.remat else DecoderLayer
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype, trace=self.trace)
@@ -126,7 +136,7 @@ class Decoder(nn.Module):
             outputs = []
             for index in range(config.num_hidden_layers):
                 step = layer(config, name=f"layers_{index}", **options)
-                (x, cache), out = step((x, cache), index, tables, mask, start)
+                (x, cache), out = step((x, cache), index, tables, seen, start)
                 outputs.append(out)
             outputs = jnp.stack(outputs) if self.trace else None
         else:
@@ -138,19 +148,36 @@ class Decoder(nn.Module):
                 length=config.num_hidden_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(config, name="layers", **options)
-            (x, cache), outputs = scanned((x, cache), jnp.arange(config.num_hidden_layers), tables, mask, start)
+            (x, cache), outputs = scanned((x, cache), jnp.arange(config.num_hidden_layers), tables, seen, start)
         x = RMSNorm(epsilon=config.rms_norm_eps, param_dtype=self.param_dtype, name="final_norm")(x)
+        if cache is None:
+            x = unstripe(x, 1)
         return x, cache, outputs
 
 
-def _causal_mask(length, cache, start, segment_ids) -> Bool[Array, "B T S"]:
-    if cache is not None:
-        own = start[:, None] + jnp.arange(length)
-        return jnp.arange(cache.length)[None, None, :] <= own[:, :, None]
-    mask = jnp.tril(jnp.ones((length, length), bool))[None]
-    if segment_ids is not None:
-        mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
-    return mask
+def _cache_mask(length: int, cache: KVCache, start: Int[Array, "B"]) -> Bool[Array, "B T S"] | None:
+    """Slots that each token sees; None where a kernel works that out by itself."""
+    if current_target().platform != "cpu" and not isinstance(cache.key, tuple):
+        return None
+    own = start[:, None] + jnp.arange(length)
+    return jnp.arange(cache.length)[None, None, :] <= own[:, :, None]
+
+
+def _attend_to_cache(
+    query: Float[Array, "B T N H"], cache: KVCache, layer: int | Array, mask: Any, start: Int[Array, "B"]
+) -> Float[Array, "B T N H"]:
+    """Token t of row b sees the slots up to its own, start[b] + t."""
+    if mask is not None:
+        keys, values = (x.astype(query.dtype) for x in cache.read(layer))
+        return attend(query, keys, values, mask, start + query.shape[1])
+    # Read where it lies: a layer cut out of the stack would be a copy, each token, of what attention must read anyway.
+    from omni_jax.kernels.cache_attention import cache_attention
+
+    stack = spec((None, "batch", "kv_heads", None, None), cache.key.shape)
+    rows = PartitionSpec(stack[1], None, stack[2], None)
+    own = PartitionSpec(stack[1])
+    attention = over_mesh(cache_attention, (rows, stack, stack, PartitionSpec(), own), rows)
+    return attention(query, cache.key, cache.value, jnp.asarray(layer), start)
 
 
 def unroll_params(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from omni_jax.layers.partitioning import constrain
+
 # Rows up to this many are written one by one, in place; more rows as one scatter.
 _ROW_BY_ROW = 8
 
@@ -25,6 +27,10 @@ class KVCache:
     def length(self) -> int:
         """Number of slots S."""
         return (self.key[0] if isinstance(self.key, tuple) else self.key).shape[-2]
+
+    def on_mesh(self) -> "KVCache":
+        """Rows and heads on the devices that compute them."""
+        return jax.tree.map(lambda x: constrain(x, *(None,) * (x.ndim - 4), "batch", "kv_heads", None, None), self)
 
     def write(
         self, layer: int | Array, key: Float[Array, "B T K H"], value: Float[Array, "B T K H"], start: Int[Array, "B"]

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from omni_jax.layers.partitioning import in_use
+from omni_jax.layers.weight_only import is_quantised, matrix_product, rows_of
+
 
 class Linear(nn.Module):
     """Contracts the last `len(in_shape)` axes of the input with the first axes of the kernel.
@@ -29,11 +32,12 @@ class Linear(nn.Module):
         in_shape, out_shape, axes = tuple(self.in_shape), tuple(self.out_shape), tuple(self.axes)
         split = len(in_shape)
         initializer = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), axes)
-        kernel = self.param("kernel", initializer, in_shape + out_shape, self.param_dtype).astype(self.dtype)
-        kernel = kernel.reshape(math.prod(in_shape), -1)
+        kernel = self.param("kernel", initializer, in_shape + out_shape, self.param_dtype)
         batch = x.shape[: x.ndim - split]
+        if not is_quantised(kernel):
+            kernel = in_use(kernel.astype(self.dtype), axes)
         # One plain matrix product: every back end has its fastest path for it, and the reshapes are free.
-        out = x.astype(self.dtype).reshape(*batch, math.prod(in_shape)) @ kernel
+        out = matrix_product(x.reshape(*batch, math.prod(in_shape)), kernel, self.dtype)
         if self.use_bias:
             initializer = nn.with_logical_partitioning(nn.initializers.zeros, axes[split:])
             bias = self.param("bias", initializer, out_shape, self.param_dtype)
@@ -55,4 +59,6 @@ class Embed(nn.Module):
     def __call__(self, ids: Array) -> Float[Array, "... D"]:
         initializer = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), tuple(self.axes))
         table = self.param("embedding", initializer, (self.vocab_size, self.width), self.param_dtype)
-        return table[ids].astype(self.dtype)
+        if not is_quantised(table):
+            table = in_use(table, tuple(self.axes))
+        return rows_of(table, ids, self.dtype)

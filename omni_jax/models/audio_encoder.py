@@ -12,9 +12,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from omni_jax.config import AudioEncoderConfig
-from omni_jax.layers.attention import attend
 from omni_jax.layers.convolution import Conv1d
 from omni_jax.layers.feed_forward import GeluFeedForward
+from omni_jax.layers.interval_attention import attend_intervals
 from omni_jax.layers.linear import Linear
 from omni_jax.layers.norms import LayerNorm
 
@@ -26,12 +26,12 @@ class AudioEncoderLayer(nn.Module):
     trace: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "G T D"], mask: Array):
+    def __call__(self, x: Float[Array, "G T D"], seen: tuple[Array, Array]):
         config = self.config
         width, heads, head_dim = config.d_model, config.encoder_attention_heads, config.head_dim
         common = dict(dtype=self.dtype, param_dtype=self.param_dtype, stddev=config.initializer_range)
         hidden = LayerNorm(name="attention_norm", param_dtype=self.param_dtype)(x)
-        x = x + _Attention(width, heads, head_dim, name="attention", **common)(hidden, mask)
+        x = x + _Attention(width, heads, head_dim, name="attention", **common)(hidden, seen)
         hidden = LayerNorm(name="mlp_norm", param_dtype=self.param_dtype)(x)
         x = x + GeluFeedForward(width, config.encoder_ffn_dim, name="mlp", **common)(hidden)
         return x, (x if self.trace else None)
@@ -46,7 +46,7 @@ class _Attention(nn.Module):
     stddev: float
 
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x, seen):
         common = dict(dtype=self.dtype, param_dtype=self.param_dtype, stddev=self.stddev)
 
         def into(name: str, use_bias: bool):
@@ -54,7 +54,7 @@ class _Attention(nn.Module):
             return Linear((self.width,), shape, axes, use_bias=use_bias, name=name, **common)(x)
 
         query, key, value = into("query", True), into("key", False), into("value", True)
-        out = attend(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask)
+        out = attend_intervals(query, key, value, *seen, reach=x.shape[1])
         shape, axes = (self.heads, self.head_dim), ("heads", "head_dim", "embed")
         return Linear(shape, (self.width,), axes, use_bias=True, name="out", **common)(out)
 
@@ -92,8 +92,7 @@ class AudioEncoder(nn.Module):
         x = jax.nn.gelu(x, approximate=False)
         x = x + sinusoids(x.shape[1], config.d_model).astype(self.dtype)
 
-        # [G, 1, T]: all queries of a block see its valid positions
-        mask = (jnp.arange(x.shape[1]) < (frames[:, None] + 1) // 2)[:, None, :]
+        seen = seen_positions(frames, x.shape[1])
         x, outputs = nn.scan(
             AudioEncoderLayer,
             variable_axes={"params": 0},
@@ -101,7 +100,7 @@ class AudioEncoder(nn.Module):
             in_axes=(nn.broadcast,),
             length=config.encoder_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, trace=self.trace, name="layers", **common)(x, mask)
+        )(config, trace=self.trace, name="layers", **common)(x, seen)
 
         x = x.reshape(x.shape[0], x.shape[1] // 2, 2, config.d_model).mean(axis=2)
         x = LayerNorm(name="final_norm", param_dtype=self.param_dtype)(x)
@@ -115,6 +114,12 @@ class AudioEncoder(nn.Module):
             self.param_dtype,
         )
         return x, outputs
+
+
+def seen_positions(frames: Int[Array, "G"], length: int) -> tuple[Int[Array, "G T"], Int[Array, "G T"]]:
+    """Bounds of attention: all positions of a block see its valid ones."""
+    valid = jnp.broadcast_to((frames[:, None] + 1) // 2, (frames.shape[0], length))
+    return jnp.zeros_like(valid), valid
 
 
 def sinusoids(length: int, width: int, *, max_timescale: float = 10000.0) -> Float[Array, "T D"]:

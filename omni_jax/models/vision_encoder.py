@@ -13,8 +13,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from omni_jax.config import VisionEncoderConfig
-from omni_jax.layers.attention import attend_within_blocks
 from omni_jax.layers.feed_forward import GatedFeedForward
+from omni_jax.layers.interval_attention import attend_packed_blocks
 from omni_jax.layers.linear import Linear
 from omni_jax.layers.norms import RMSNorm
 from omni_jax.layers.rotary import Tables, axial_tables, rotate
@@ -25,7 +25,7 @@ class VisionLayout:
     """Which patches attend to each other: by window in most layers, by whole frame in the others.
 
     `*_slots` hold the packed index at each place of each block (P marks an empty place), `*_home` the flat place of
-    each packed patch. See `attend_within_blocks`.
+    each packed patch. See `attend_packed_blocks`.
     """
 
     coordinates: Int[Array, "P 2"]
@@ -77,8 +77,8 @@ class _Attention(nn.Module):
         query, key = (rotate(part, tables, dtype=jnp.float32) for part in (query, key))
         out = jax.lax.cond(
             whole_frame,
-            lambda q, k, v: attend_within_blocks(q, k, v, slots=layout.frame_slots, home=layout.frame_home),
-            lambda q, k, v: attend_within_blocks(q, k, v, slots=(layout.window_slots,), home=layout.window_home),
+            lambda q, k, v: attend_packed_blocks(q, k, v, slots=layout.frame_slots, home=layout.frame_home),
+            lambda q, k, v: attend_packed_blocks(q, k, v, slots=(layout.window_slots,), home=layout.window_home),
             query,
             key,
             value,

@@ -58,6 +58,7 @@ class Sampler:
         stop_ids: Sequence[int] | None = None,
         unrolled: bool | None = None,
         mesh: Mesh | None = None,
+        weights: str | None = None,
     ):
         """Prepares parameters for sampling.
 
@@ -69,13 +70,14 @@ class Sampler:
             stop_ids: tokens that end an answer; default `<|im_end|>` and `<|endoftext|>` of the tokenizer.
             unrolled: run decoder layers with parameters apart, see `omni_jax/layers/decoder.py`; default on one CPU.
             mesh: the devices that `params` are split over; None for one device.
+            weights: the form in which `params` are stored, which a Talker beside them shares; see `load_sampler`.
         """
         on_cpu = jax.default_backend() == "cpu"
         self.config, self.tokenizer, self.processor = config, tokenizer, processor or ProcessorConfig()
         self.dtype = jnp.dtype(dtype or (jnp.float32 if on_cpu else jnp.bfloat16))
         self.chunk, self.block = chunk, block
         self.unrolled = (on_cpu and mesh is None) if unrolled is None else unrolled
-        self.mesh = mesh
+        self.mesh, self.weights = mesh, weights
         self.home = jax.devices()[0] if mesh is None else NamedSharding(mesh, PartitionSpec())
         self.params = dict(params)
         if self.unrolled:

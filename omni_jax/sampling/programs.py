@@ -16,10 +16,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.config import AudioEncoderConfig, TextConfig, VisionEncoderConfig
 from omni_jax.layers.kv_cache import KVCache
+from omni_jax.layers.partitioning import everywhere
 from omni_jax.models.audio_encoder import AudioEncoder
 from omni_jax.models.thinker import Thinker, place_media, thinker_cache
 from omni_jax.models.vision_encoder import VisionEncoder, VisionLayout
 from omni_jax.sampling.warpers import WarperOptions, draw, warp
+from omni_jax.sharding.scope import program
 
 Params = Any
 
@@ -48,7 +50,7 @@ class PrefillState:
     seen: Bool[Array, "B V"]
 
 
-@partial(jax.jit, static_argnames=("config", "dtype"))
+@program(static_argnames=("config", "dtype"))
 def encode_audio(
     params: Params, mel: Array, frames: Array, *, config: AudioEncoderConfig, dtype
 ) -> Float[Array, "R D"]:
@@ -57,7 +59,7 @@ def encode_audio(
     return tokens.reshape(-1, tokens.shape[-1])
 
 
-@partial(jax.jit, static_argnames=("config", "dtype"))
+@program(static_argnames=("config", "dtype"))
 def encode_vision(
     params: Params, patches: Array, layout: VisionLayout, *, config: VisionEncoderConfig, dtype
 ) -> Float[Array, "R D"]:
@@ -66,12 +68,12 @@ def encode_vision(
     return tokens
 
 
-@partial(jax.jit, static_argnames=("config", "dtype"))
+@program(static_argnames=("config", "dtype"))
 def embed(params: Params, token_ids: Int[Array, "B T"], *, config: TextConfig, dtype) -> Float[Array, "B T D"]:
     return Thinker(config, dtype=dtype).apply({"params": params}, token_ids, method="embed")
 
 
-@partial(jax.jit, donate_argnums=0)
+@program(donate_argnums=0)
 def place(embeddings: Float[Array, "B T D"], media: Float[Array, "R D"], source: Int[Array, "B T"]) -> Array:
     return place_media(embeddings, media, source)
 
@@ -113,13 +115,13 @@ def prefill_chunk(
     return PrefillState(out.cache, last, seen), out.hidden_states
 
 
-@partial(jax.jit, static_argnames=("config", "dtype", "unrolled"), donate_argnums=1)
+@program(static_argnames=("config", "dtype", "unrolled"), donate_argnums=1)
 def prefill(params: Params, state: PrefillState, *chunk: Array, config: TextConfig, dtype, unrolled: bool):
     """`prefill_chunk` where only the state is wanted."""
     return prefill_chunk(params, state, *chunk, config=config, dtype=dtype, unrolled=unrolled)[0]
 
 
-@partial(jax.jit, static_argnames=("config", "dtype", "unrolled"), donate_argnames="seen")
+@program(static_argnames=("config", "dtype", "unrolled"), donate_argnames="seen")
 def first_token(
     params: Params,
     hidden: Float[Array, "B D"],
@@ -147,7 +149,7 @@ def first_token(
     seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
     done = broken | (lengths == 0) | (limit <= 1) | jnp.any(token[:, None] == stops, axis=1)
     state = DecodeState(None, lengths, positions, zeros + 1, token, done, broken, seen, options, limit, stops)
-    return state, token, done, broken
+    return state, *everywhere((token, done, broken))
 
 
 def decode_step(thinker: Thinker, params: Params, state: DecodeState) -> tuple[DecodeState, Array, Array]:
@@ -184,7 +186,7 @@ def decode_step(thinker: Thinker, params: Params, state: DecodeState) -> tuple[D
     return new, jnp.where(state.done, -1, token), hidden + embeddings[:, 0]
 
 
-@partial(jax.jit, static_argnames=("config", "dtype", "unrolled", "block"), donate_argnums=1)
+@program(static_argnames=("config", "dtype", "unrolled", "block"), donate_argnums=1)
 def decode(
     params: Params, state: DecodeState, steps: Int[Array, ""], *, config: TextConfig, dtype, unrolled: bool, block: int
 ) -> tuple[DecodeState, Int[Array, "B K"], Bool[Array, "B"], Bool[Array, "B"]]:
@@ -206,7 +208,7 @@ def decode(
 
     tokens = jnp.full((state.token.shape[0], block), -1, jnp.int32)
     _, state, tokens = jax.lax.while_loop(going, advance, (jnp.int32(0), state, tokens))
-    return state, tokens, state.done, state.broken
+    return state, *everywhere((tokens, state.done, state.broken))
 
 
 PROGRAMS = (encode_audio, encode_vision, embed, place, new_prefill, prefill, first_token, decode)

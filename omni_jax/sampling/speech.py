@@ -90,15 +90,15 @@ class Speech(Listener):
             CheckpointError: the checkpoint has no Talker or no voices, or does not fit its configuration.
             ShardingError: a parameter does not divide over the sampler's mesh.
         """
-        from omni_jax.interop.restore import restore_params
+        from omni_jax.sampling.load import load_params
 
         config, (talker, *sound) = sampler.config, SPEECH_COMPONENTS
         speakers, split, whole = speakers or load_speakers(folder, config), None, None
         if sampler.mesh is not None:
             split = shardings(*logical_axes(config, (talker,)), sampler.mesh, SAMPLING)
             whole = jax.tree.map(lambda _: sampler.home, logical_axes(config, sound)[1])
-        params = restore_params(folder, config, dtype=sampler.dtype, components=(talker,), shardings=split)
-        params |= restore_params(folder, config, dtype=jnp.float32, components=tuple(sound), shardings=whole)
+        params = load_params(folder, config, (talker,), dtype=sampler.dtype, placement=split, weights=sampler.weights)
+        params |= load_params(folder, config, tuple(sound), dtype=jnp.float32, placement=whole, weights=None)
         return cls(sampler, params, speakers)
 
     def stream(

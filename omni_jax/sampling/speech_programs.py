@@ -17,10 +17,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.config import TalkerConfig, TextConfig
 from omni_jax.layers.kv_cache import KVCache
+from omni_jax.layers.partitioning import everywhere
 from omni_jax.models.talker import Talker, talker_cache
 from omni_jax.models.thinker import Thinker
 from omni_jax.sampling.programs import DecodeState, PrefillState, decode_step, prefill_chunk
 from omni_jax.sampling.warpers import WarperOptions, draw, warp
+from omni_jax.sharding.scope import program
 
 Params = Any
 SLACK = 100  # codes (2 s) that an answer may have beyond its share per text token
@@ -82,7 +84,7 @@ def new_cache(*, config: TalkerConfig, batch: int, length: int, dtype, unrolled:
     return talker_cache(config, batch=batch, length=length, dtype=dtype, unrolled=unrolled)
 
 
-@partial(jax.jit, static_argnames=("config", "dtype", "unrolled"), donate_argnames="state")
+@program(static_argnames=("config", "dtype", "unrolled"), donate_argnames="state")
 def think(
     params: Params,
     state: PrefillState,
@@ -117,7 +119,7 @@ def think(
     return state, hidden + jnp.where(media[..., None], 0, embeddings)
 
 
-@partial(jax.jit, static_argnames=("config", "dtype", "unrolled"), donate_argnames="state")
+@program(static_argnames=("config", "dtype", "unrolled"), donate_argnames="state")
 def second_token(
     params: Params, state: DecodeState, *, config: TextConfig, dtype, unrolled: bool
 ) -> tuple[DecodeState, Int[Array, "B"], Float[Array, "B E"], Bool[Array, "B"], Bool[Array, "B"], Bool[Array, "B"]]:
@@ -132,7 +134,7 @@ def second_token(
     return state, token, vector, silent, state.done, state.broken
 
 
-@partial(jax.jit, static_argnames=("config", "dtype", "unrolled"), donate_argnames="cache")
+@program(static_argnames=("config", "dtype", "unrolled"), donate_argnames="cache")
 def hear(
     params: Params,
     cache: KVCache,
@@ -151,7 +153,7 @@ def hear(
     return out.cache, out.hidden_states[:, -1]
 
 
-@partial(jax.jit, static_argnames=("config", "dtype", "unrolled"))
+@program(static_argnames=("config", "dtype", "unrolled"))
 def first_code(
     params: Params,
     hidden: Float[Array, "B D"],
@@ -189,7 +191,7 @@ def first_code(
     seen = seen.at[jnp.arange(code.shape[0]), code].set(True)
     kept = (options, limit, pace, stops, suppressed)
     state = TalkerState(None, slots, positions, zeros + 1, code, done, broken, seen, *kept)
-    return state, jnp.where(limit > 0, code, -1), done, broken
+    return state, *everywhere((jnp.where(limit > 0, code, -1), done, broken))
 
 
 def talker_step(
@@ -225,7 +227,7 @@ def talker_step(
     return new, jnp.where(live, code, -1)
 
 
-@partial(jax.jit, static_argnames=("config", "dtype", "unrolled", "block"), donate_argnames="state")
+@program(static_argnames=("config", "dtype", "unrolled", "block"), donate_argnames="state")
 def talk(
     params: Params,
     state: TalkerState,
@@ -259,11 +261,10 @@ def talk(
 
     codes = jnp.full((state.code.shape[0], block), -1, jnp.int32)
     _, state, codes = jax.lax.while_loop(going, advance, (jnp.int32(0), state, codes))
-    return state, codes, state.done, state.broken
+    return state, *everywhere((codes, state.done, state.broken))
 
 
-@partial(
-    jax.jit,
+@program(
     static_argnames=("thinker_config", "talker_config", "dtype", "unrolled", "block"),
     donate_argnames=("thinker", "talker"),
 )
@@ -311,10 +312,10 @@ def converse(
     carry = (jnp.int32(0), thinker, talker, reply, empty, empty)
     _, thinker, talker, reply, tokens, codes = jax.lax.while_loop(going, advance, carry)
     flags = dict(text_done=thinker.done, text_broken=thinker.broken, done=talker.done, broken=talker.broken)
-    return thinker, talker, reply, {"tokens": tokens, "codes": codes} | flags
+    return thinker, talker, reply, everywhere({"tokens": tokens, "codes": codes} | flags)
 
 
-@partial(jax.jit, donate_argnums=0)
+@program(donate_argnums=0)
 def halt(state: Any, rows: Bool[Array, "B"]) -> Any:
     """A decoding state of either track in which `rows` have come to their end."""
     return state.replace(done=state.done | rows)

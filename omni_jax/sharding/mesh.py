@@ -3,6 +3,8 @@
 import math
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from omni_jax.errors import ShardingError
@@ -14,8 +16,12 @@ AXES = ("data", "fsdp", "tensor", "context")
 def make_mesh(devices: list[jax.Device] | None = None, **sizes: int) -> Mesh:
     """A mesh over `devices` (default: all), e.g. `make_mesh(fsdp=2, tensor=4)`; axes not named have size one.
 
+    Of several slices `data` is the only axis that runs between them, since their network is slow: neighbours on every
+    other axis lie in one slice.
+
     Raises:
-        ShardingError: an unknown axis, or sizes whose product is not the number of devices.
+        ShardingError: an unknown axis, sizes whose product is not the number of devices, or a `data` axis that the
+            number of slices does not divide.
     """
     devices = jax.devices() if devices is None else devices
     unknown = set(sizes) - set(AXES)
@@ -25,4 +31,11 @@ def make_mesh(devices: list[jax.Device] | None = None, **sizes: int) -> Mesh:
     if math.prod(shape) != len(devices):
         asked = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape))
         raise ShardingError(f"The mesh {asked} needs {math.prod(shape)} devices, but there are {len(devices)}.")
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    if shape[0] % slices:
+        raise ShardingError(f"There are {slices} slices, which data = {shape[0]} does not divide over.")
+    within = (shape[0] // slices, *shape[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1, 1), devices=np.asarray(devices))
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -1,0 +1,91 @@
+"""Many hosts as one: start-up, and arrays of which each host holds a part."""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from omni_jax.errors import ShardingError
+
+_started = False
+
+
+def start(
+    *, coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> tuple[int, int]:
+    """Joins this process to the others of the run; call it before anything else of JAX. A second call does nothing.
+
+    On Cloud TPU, Slurm and Kubernetes all of it is found out. Elsewhere give it, or set OMNI_JAX_COORDINATOR
+    ("host:port" of process 0), OMNI_JAX_PROCESSES and OMNI_JAX_PROCESS. Alone, without any of them and off a
+    cluster, nothing is started.
+
+    Returns:
+        This process's index and the number of processes.
+
+    Raises:
+        ShardingError: only a part is given, or the others cannot be reached.
+    """
+    global _started
+    given = {
+        "coordinator": coordinator or os.environ.get("OMNI_JAX_COORDINATOR"),
+        "processes": processes if processes is not None else os.environ.get("OMNI_JAX_PROCESSES"),
+        "process": process if process is not None else os.environ.get("OMNI_JAX_PROCESS"),
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < 3:
+        raise ShardingError(
+            f"To join several hosts, {', '.join(missing)} must be given too. Set "
+            f"{', '.join(f'OMNI_JAX_{name.upper()}' for name in missing)}, or none of the three."
+        )
+    if not _started and (not missing or _on_cluster()):
+        # CPU devices of several processes need a library for their collectives; other platforms ignore it
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        try:
+            if missing:
+                jax.distributed.initialize()
+            else:
+                jax.distributed.initialize(
+                    given["coordinator"], int(given["processes"]), int(given["process"]), initialization_timeout=120
+                )
+        except (RuntimeError, ValueError) as error:
+            raise ShardingError(
+                f"Process {given['process']} of {given['processes']} could not join {given['coordinator']} ({error}). "
+                "Start all processes with the same coordinator, each with a number of its own."
+            ) from error
+        _started = True
+    return jax.process_index(), jax.process_count()
+
+
+def _on_cluster() -> bool:
+    """Whether there is more than one worker, by the variables that Cloud TPU sets on each of them."""
+    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return len([name for name in workers.split(",") if name]) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+
+
+def own_rows(rows: int, mesh: Mesh, axes: tuple[str, ...] = ("data", "fsdp")) -> slice:
+    """The rows of a global batch that this host has to load: those that its devices hold.
+
+    Raises:
+        ShardingError: the rows do not divide over `axes`, or this host's devices hold no single run of them.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(axes))
+    count = int(np.prod([mesh.shape[axis] for axis in axes]))
+    if rows % count:
+        raise ShardingError(f"A batch of {rows} rows does not divide over {' x '.join(axes)} = {count}.")
+    held = {index[0].indices(rows)[:2] for index in sharding.addressable_devices_indices_map((rows,)).values()}
+    begin, end = min(start for start, _ in held), max(stop for _, stop in held)
+    if sum(stop - start for start, stop in held) != end - begin:
+        raise ShardingError(
+            f"The devices of host {jax.process_index()} hold rows in several pieces: {sorted(held)}. "
+            "Order the mesh so that a host's devices are neighbours along the batch."
+        )
+    return slice(begin, end)
+
+
+def assemble(tree: Any, shardings: Any) -> Any:
+    """Global arrays from what each host has loaded of them (numpy arrays of its own part)."""
+    return jax.tree.map(
+        lambda local, sharding: jax.make_array_from_process_local_data(sharding, np.asarray(local)), tree, shardings
+    )
