@@ -1,4 +1,4 @@
-"""The house keeps its shape: imports point one way (cli, compilation, sampling and training, models, layers, kernels)."""
+"""The house keeps its shape: imports point one way (cli, compilation, sampling, models, layers, kernels)."""
 
 import ast
 from pathlib import Path

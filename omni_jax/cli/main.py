@@ -23,6 +23,7 @@ COMMANDS = {
     "voices": Command("omni_jax.cli.voices", "VoicesArgs", "List the voices of a checkpoint."),
     "import": Command("omni_jax.cli.import_", "ImportArgs", "Turn a published checkpoint into one for JAX."),
     "export": Command("omni_jax.cli.export", "ExportArgs", "Turn a JAX checkpoint into the published form."),
+    "compile": Command("omni_jax.cli.compile", "CompileArgs", "Report what a chip would need, without having one."),
     "parity": Command("omni_jax.cli.parity", "ParityArgs", "Compare every part with PyTorch, number by number."),
     "demo": Command("omni_jax.cli.demo", "DemoArgs", "See a picture, a recording and a film go through."),
 }

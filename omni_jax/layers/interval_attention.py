@@ -35,6 +35,14 @@ def attend_intervals(
     """
     batch, heads = mesh_axes("batch", query.shape[0]), mesh_axes("heads", query.shape[2])
     context = mesh_axes(LENGTH) if striped else ()
+    if current_target().platform == "tpu" and heads:
+        # The kernel takes heads that fill whole registers. Where a device's share does not, all devices do all heads:
+        # plain products over a long packed sequence would take more memory than there is.
+        from omni_jax.kernels.interval_attention.tpu import why_not
+
+        share = max(key.shape[2] // parts(heads), 1)
+        if why_not(query.shape[2] // parts(heads), share, query.shape[3], query.dtype):
+            heads = ()
     if key.shape[2] % parts(heads):  # fewer key-value heads than devices: each query head brings its own
         group = query.shape[2] // key.shape[2]
         key, value = (jnp.repeat(x, group, axis=2) for x in (key, value))

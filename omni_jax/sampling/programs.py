@@ -81,9 +81,9 @@ def place(embeddings: Float[Array, "B T D"], media: Float[Array, "R D"], source:
 @partial(jax.jit, static_argnames=("config", "batch", "length", "dtype", "unrolled"))
 def new_prefill(*, config: TextConfig, batch: int, length: int, dtype, unrolled: bool) -> PrefillState:
     """An empty cache of `length` slots for `batch` rows."""
-    cache = thinker_cache(config, batch=batch, length=length, dtype=dtype, unrolled=unrolled)
+    cache = thinker_cache(config, batch=batch, length=length, dtype=dtype, unrolled=unrolled).on_mesh()
     hidden = jnp.zeros((batch, config.hidden_size), dtype)
-    return PrefillState(cache, hidden, jnp.zeros((batch, config.vocab_size), bool))
+    return PrefillState(cache, *everywhere((hidden, jnp.zeros((batch, config.vocab_size), bool))))
 
 
 def prefill_chunk(

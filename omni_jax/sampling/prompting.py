@@ -19,6 +19,8 @@ from omni_jax.errors import CapacityError
 from omni_jax.layers.kv_cache import KVCache
 from omni_jax.sampling import programs
 from omni_jax.sampling import speech_programs as sp
+from omni_jax.sharding.rules import SAMPLING
+from omni_jax.sharding.scope import on_mesh
 
 if TYPE_CHECKING:
     from omni_jax.sampling.generate import Sampler
@@ -66,12 +68,15 @@ def nothing_yet(model: Listener, batch: int, thinker_length: int, talker_length:
     """Empty caches; with None for its length none for the Talker."""
     sampler, zeros = model.sampler, np.zeros(batch, np.int32)
     kinds = dict(batch=batch, dtype=sampler.dtype, unrolled=sampler.unrolled)
-    state = programs.new_prefill(config=model.thinker_config, length=thinker_length, **kinds)
     talker = None
-    if talker_length is not None:
-        talker = sp.new_cache(config=model.talker_config, length=talker_length, **kinds)
-    # committed to their device like the parameters: otherwise the first chunk would compile a program of its own
-    return Prompted(*jax.device_put((state, talker), sampler.home), zeros, zeros, zeros - 1)
+    with on_mesh(sampler.mesh, SAMPLING):  # each device gets its own part of the caches, and never more
+        state = programs.new_prefill(config=model.thinker_config, length=thinker_length, **kinds)
+        if talker_length is not None:
+            talker = sp.new_cache(config=model.talker_config, length=talker_length, **kinds)
+    if sampler.mesh is None:
+        # committed to their device like the parameters: otherwise the first chunk would compile a program of its own
+        state, talker = jax.device_put((state, talker), sampler.home)
+    return Prompted(state, talker, zeros, zeros, zeros - 1)
 
 
 def extend(

@@ -1,20 +1,19 @@
 """The jitted programs of sound by blocks. W windows share a call; seeds, places, ends and voices are data."""
 
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from omni_jax.config import BigVGANConfig, DiTConfig
 from omni_jax.models import bigvgan, dit, dit_block
 from omni_jax.models.flow import FlowOptions
+from omni_jax.sharding.scope import program
 
 Params = Any
 
 
-@partial(jax.jit, static_argnames="config")
+@program(static_argnames="config")
 def make_voice(
     params: Params, vector: Float[Array, "B S"], ref_mel: Float[Array, "B R M"], *, config: DiTConfig
 ) -> dit.Voice:
@@ -22,13 +21,13 @@ def make_voice(
     return dit.make_voice(params, config, vector, ref_mel)
 
 
-@partial(jax.jit, static_argnames=("config", "options"))
+@program(static_argnames=("config", "options"))
 def solver_modulation(params: Params, *, config: DiTConfig, options: FlowOptions) -> dit.Modulation:
     """`dit.modulate_solver`; `params` holds dit."""
     return dit.modulate_solver(params, config, options)
 
 
-@partial(jax.jit, static_argnames=("config", "options", "back"))
+@program(static_argnames=("config", "options", "back"))
 def mel_windows(
     params: Params,
     modulation: dit.Modulation,
@@ -48,7 +47,7 @@ def mel_windows(
     return tuple(mel)
 
 
-@partial(jax.jit, static_argnames=("config", "frames"))
+@program(static_argnames=("config", "frames"))
 def vocode_windows(
     params: Params,
     blocks: tuple[tuple[Float[Array, "F M"], ...], ...],

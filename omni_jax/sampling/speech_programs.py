@@ -81,7 +81,7 @@ class TalkerState:
 @partial(jax.jit, static_argnames=("config", "batch", "length", "dtype", "unrolled"))
 def new_cache(*, config: TalkerConfig, batch: int, length: int, dtype, unrolled: bool) -> KVCache:
     """An empty cache of the Talker, with `length` slots for `batch` rows."""
-    return talker_cache(config, batch=batch, length=length, dtype=dtype, unrolled=unrolled)
+    return talker_cache(config, batch=batch, length=length, dtype=dtype, unrolled=unrolled).on_mesh()
 
 
 @program(static_argnames=("config", "dtype", "unrolled"), donate_argnames="state")

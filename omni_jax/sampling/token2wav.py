@@ -29,6 +29,7 @@ from omni_jax.models.flow import FlowOptions, block_noise
 from omni_jax.sampling import sound_programs
 from omni_jax.sampling.sound import SoundStreams
 from omni_jax.sampling.voices import Speaker
+from omni_jax.sharding.scope import program
 
 Params = Any
 
@@ -191,7 +192,7 @@ def flow_noise(seed: Int[Array, ""], *, config: DiTConfig, blocks: int) -> Float
     return noise.reshape(-1, config.mel_dim)
 
 
-@partial(jax.jit, static_argnames=("config", "options"))
+@program(static_argnames=("config", "options"))
 def mel_full(
     params: Params,
     codes: Int[Array, "B C"],
@@ -207,7 +208,7 @@ def mel_full(
     return dit.sample_full(params, config, codes, speaker, ref_mel, noise=noise, lengths=lengths, options=options)
 
 
-@partial(jax.jit, static_argnames="config")
+@program(static_argnames="config")
 def vocode(
     params: Params, mel: Float[Array, "B T M"], lengths: Int[Array, "B"], *, config: BigVGANConfig
 ) -> Float[Array, "B W"]:

@@ -4,10 +4,12 @@ The order, and the treatment of each step, are those of `transformers`' generati
 be compared. Every option is an array with one value a row: rows with different options share one program.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 @struct.dataclass
@@ -32,18 +34,37 @@ def truncate(logits: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[A
 
     At least one token stays. Equal values at the border of top-k all stay.
     """
-    size = logits.shape[-1]
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    count = jnp.where((top_k <= 0) | (top_k > size), size, top_k)
-    kth = jnp.take_along_axis(ordered, count[:, None] - 1, axis=-1)
-    logits = jnp.where(logits < kth, -jnp.inf, logits)
-    ordered = jnp.where(ordered < kth, -jnp.inf, ordered)
-    probabilities = jax.nn.softmax(ordered, axis=-1)
+    size, rank = logits.shape[-1], _ranks(logits)
+    count = jnp.where((top_k <= 0) | (top_k > size), size, top_k)[:, None]
+    kth = _highest_where(lambda bar: jnp.sum(rank >= bar, axis=-1, keepdims=True) >= count, rank)
+    logits = jnp.where(rank < kth, -jnp.inf, logits)
+    probabilities = jax.nn.softmax(logits, axis=-1)
     # a token goes when it and all smaller ones together hold at most 1 - top_p
-    tail = jnp.flip(jnp.cumsum(jnp.flip(probabilities, -1), axis=-1), -1)
-    kept = (tail > 1 - top_p[:, None]) | (jnp.arange(size) == 0) | (top_p >= 1)[:, None]
-    smallest = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits < smallest, -jnp.inf, logits)
+    rest = 1 - top_p[:, None]
+    bar = _highest_where(lambda bar: jnp.sum(jnp.where(rank < bar, probabilities, 0), -1, keepdims=True) <= rest, rank)
+    goes = (rank < jnp.minimum(bar, jnp.max(rank, axis=-1, keepdims=True))) & (top_p < 1)[:, None]
+    return jnp.where(goes, -jnp.inf, logits)
+
+
+def _ranks(logits: Float[Array, "B V"]) -> Shaped[Array, "B V"]:
+    """Unsigned integers in the order of the float32 logits (both zeros alike)."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(logits == 0, 0.0, logits), jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    return jnp.where(bits >= sign, ~bits, bits | sign)
+
+
+def _highest_where(holds: Callable[[Array], Array], rank: Array) -> Shaped[Array, "B 1"]:
+    """The highest bar at which `holds` is true, for each row; it must hold at 0 and, once false, stay so.
+
+    Found bit by bit, in 32 passes over the row. A sort of a vocabulary of 152k takes a TPU's compiler 20 s and is
+    slower on the device.
+    """
+
+    def add(index, bar):
+        higher = bar | (jnp.uint32(1) << (31 - index).astype(jnp.uint32))
+        return jnp.where(holds(higher), higher, bar)
+
+    return jax.lax.fori_loop(0, 32, add, jnp.zeros((rank.shape[0], 1), jnp.uint32))
 
 
 def warp(
@@ -58,7 +79,7 @@ def warp(
         logits = jnp.where(suppressed, -jnp.inf, logits)
     return jax.lax.cond(
         jnp.any(options.temperature > 0), lambda: _soften(logits, options), lambda: logits
-    )  # greedy batches never pay for a sort of the vocabulary
+    )  # greedy batches never pay for it
 
 
 def _soften(logits, options):

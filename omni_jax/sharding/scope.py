@@ -49,6 +49,10 @@ class Program:
         with on_mesh(mesh_of(params), SAMPLING):
             return self.jitted.lower(params, *args, **kwargs)
 
+    def clear_cache(self) -> None:
+        """Forgets what was compiled."""
+        self.jitted.clear_cache()
+
     def _cache_size(self) -> int:
         return self.jitted._cache_size()
 

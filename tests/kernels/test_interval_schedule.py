@@ -118,8 +118,11 @@ def test_estimates_of_loops_count_with_their_trips_and_kernels_are_left_out():
 ENTRY %main (p: f32[8]) -> f32[8] {
   %f.2 = f32[8] fusion(%p), backend_config={"estimated_cycles":"7"}
   %k = f32[8] custom-call(%f.2), custom_call_target="tpu_custom_call", backend_config={"estimated_cycles":"9"}
+  %copy.1 = f32[8] copy(%k)
   %w = f32[8] while(%k), condition=%c, body=%body.1, backend_config={"known_trip_count":{"n":"3"}}
   %w.2 = f32[8] while(%w), condition=%until.1, body=%body.1
 }
 """
+    copies = {"copy.1": bundles.Kernel("copy.1", 2, (10,), 6), "k": bundles.Kernel("k", 1000, (), 1)}
+    assert bundles.xla_cycles(hlo, copies) == bundles.xla_cycles(hlo) + 6 * 2 + 4 * 10
     assert bundles.xla_cycles(hlo) == 7 + 3 * 100 + 5 * 100

@@ -1,0 +1,140 @@
+"""What can be compiled: a table of workloads, and what a workload is made of.
+
+To add one, write a function `build(options: Options) -> Workload` and add a line to `WORKLOADS`:
+
+    def build(options):                                                      # e.g. training_workload.py
+        state, batch = ...       # nested jax.ShapeDtypeStruct with shardings over options.mesh(…)
+        step = Program("train_step", jitted_step, (state, batch), times=1)   # jax.jit(..., donate_argnums=0)
+        resident = {"parameters": state.params, "optimiser": state.opt_state, "batch": batch}
+        return Workload((step,), resident, mesh=mesh, rules=TRAINING, unit="token", units=batch_tokens)
+
+Arrays that lie in memory all the time are `resident`, by kind; a program's arguments are recognised as resident by
+identity, so hand the same objects to both. A program is traced under the workload's mesh and rules. The compiler then
+tells each program's temporary memory; the peak is what is resident plus the most that one program needs beside it.
+
+This module imports no JAX, so that the command line can list its table.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from omni_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    import jax
+    from jax.sharding import Mesh
+
+    from omni_jax.config import OmniConfig
+
+# name -> module:function; a function's module is imported when its workload is asked for
+WORKLOADS = {
+    "prefill": "omni_jax.compilation.sampling_workloads:prefill",
+    "decode": "omni_jax.compilation.sampling_workloads:decode",
+    "speech": "omni_jax.compilation.speech_workload:speech",
+    "train": "omni_jax.compilation.training_workload:train",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose about a workload.
+
+    Attributes:
+        config: the model.
+        devices: what the programs are compiled for, from a topology description.
+        context: cache slots of each row; None for those that a film of 60 s with sound needs.
+        batch: rows, or sequences of a training step; None for the workload's own choice.
+        dtype: "bfloat16" or "float32", of parameters, caches and compute.
+        mesh: sizes of mesh axes, e.g. {"fsdp": 4}; None for the workload's own choice.
+        extra: options of one workload only, as text.
+    """
+
+    config: "OmniConfig"
+    devices: "list[jax.Device]"
+    context: int | None = None
+    batch: int | None = None
+    dtype: str = "bfloat16"
+    mesh: Mapping[str, int] | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """The batch of a workload that answers: one request unless more are asked for."""
+        return 1 if self.batch is None else self.batch
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """One compiled function of a workload.
+
+    Attributes:
+        function: made by `jax.jit`, or a `omni_jax.sharding.scope.Program`. Donation is its own affair.
+        args, kwargs: arrays as `jax.ShapeDtypeStruct` with shardings; static arguments as they are.
+        times: how often the workload runs it.
+        loop: iterations of loops whose length data decides.
+        split: the devices share the work; False where each does all of it.
+    """
+
+    name: str
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    times: float = 1
+    loop: int = 1
+    split: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """Programs, and what lies in memory while they run.
+
+    Attributes:
+        resident: by kind ("parameters", "cache", "optimiser", "batch", …), nested `jax.ShapeDtypeStruct`.
+        rules: logical axis -> mesh axes, as of `omni_jax/sharding/rules.py`.
+        unit, units: what one run of the whole workload makes, e.g. 32 of "token".
+        notes: lines for people, e.g. what the default context comes from.
+        remedies: what would need less memory, for a workload that does not fit.
+    """
+
+    programs: tuple[Program, ...]
+    resident: Mapping[str, Any]
+    mesh: "Mesh"
+    rules: Mapping[str, Any]
+    unit: str
+    units: float
+    notes: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
+
+
+def builder(name: str) -> Callable[[Options], Workload]:
+    """The function that builds the named workload.
+
+    Raises:
+        ConfigError: no such workload.
+    """
+    check_workload(name)
+    module, function = WORKLOADS[name].split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def check_workload(name: str) -> None:
+    """Raises ConfigError if there is no workload of that name."""
+    if name not in WORKLOADS:
+        raise ConfigError(f"There is no workload {name!r}. Workloads: {', '.join(WORKLOADS)}.")
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """ "fsdp=4,tensor=2" -> {"fsdp": 4, "tensor": 2}.
+
+    Raises:
+        ConfigError: not of that form.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = (word.strip() for word in part.partition("="))
+        if not axis or not size.isdecimal() or int(size) < 1 or axis in sizes:
+            raise ConfigError(f"--mesh {text!r} is not of the form fsdp=4,tensor=2: see {part.strip()!r}.")
+        sizes[axis] = int(size)
+    return sizes
