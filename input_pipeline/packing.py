@@ -200,8 +200,8 @@ def pack_vision(items: Sequence[Patches], cfg: VisionEncoderConfig) -> VisionBat
     window_size = cfg.window_cells**2 * unit
     sizes = np.concatenate(windows)
     window_count = bucket(max(len(sizes), total // window_size), BUCKETS.windows, "attention windows")
-    window_slots, window_home = _slots(sizes, window_count, window_size, total)
-    frame_slots, frame_home = _frame_slots(np.concatenate(frames), total)
+    window_slots, window_home = run_table(sizes, window_count, window_size, total)
+    frame_slots, frame_home = frame_tables(np.concatenate(frames), total)
     return VisionBatch(
         patches=cells.reshape(total, cfg.patch_dim),
         coordinates=coordinates.reshape(total, 2),
@@ -302,7 +302,7 @@ def _coordinates(height: int, width: int, merge: int) -> np.ndarray:
     return cells.reshape(-1, merge * merge, 2)
 
 
-def _slots(sizes: np.ndarray, count: int, width: int, total: int) -> tuple[np.ndarray, np.ndarray]:
+def run_table(sizes: np.ndarray, count: int, width: int, total: int) -> tuple[np.ndarray, np.ndarray]:
     """Spread consecutive runs of patches over the rows of a table, one run in each.
 
     sizes [2, 1], count 3, width 2, total 4  ->  slots [[0, 1], [2, 4], [4, 4]], home [0, 1, 2, 0]
@@ -317,8 +317,8 @@ def _slots(sizes: np.ndarray, count: int, width: int, total: int) -> tuple[np.nd
     return slots.reshape(count, width), home
 
 
-def _frame_slots(sizes: np.ndarray, total: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """As `_slots` for consecutive frames, in one table for each octave of frame sizes."""
+def frame_tables(sizes: np.ndarray, total: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """As `run_table` for consecutive frames, in one table for each octave of frame sizes."""
     starts, octave = np.cumsum(sizes) - sizes, np.array([int(size).bit_length() for size in sizes])
     tables, home, offset = [], np.zeros(total, np.int32), 0
     for each in sorted(set(octave.tolist())):

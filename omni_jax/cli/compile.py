@@ -45,8 +45,8 @@ class CompileArgs:
     """Sizes of the mesh axes data, fsdp, tensor and context; by default chosen for model and target."""
     memory: Annotated[float | None, arg(metavar="GIB")] = None
     """What each device has to spare, if not all of its memory."""
-    quantize: Annotated[str | None, arg(metavar="KIND")] = None
-    """Quantisation of the weights; none is supported yet."""
+    quantize: Literal["int8"] | None = None
+    """Store large matrices as int8, in workloads that answer."""
     program: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME")] = ()
     """Compile this program of the workload only; may be given more than once."""
     json: bool = False
@@ -56,7 +56,8 @@ class CompileArgs:
 def run(args: CompileArgs) -> int:
     from omni_jax.compilation.targets import parse_target
     from omni_jax.compilation.toolchain import run_worker
-    from omni_jax.compilation.workloads import check_workload, parse_mesh
+    from omni_jax.compilation.workloads import check_workload
+    from omni_jax.sharding.axes import parse_mesh
 
     if (args.preset is None) == (args.checkpoint is None):
         raise ConfigError("Give either --preset (e.g. qwen2.5-omni-7b) or --checkpoint DIR.")
@@ -66,8 +67,6 @@ def run(args: CompileArgs) -> int:
             raise ConfigError(f"--{name} {value} is out of range. Give 1 or more.")
     if args.memory is not None and not 0 < args.memory < 1e6:
         raise ConfigError(f"--memory {args.memory:g} is out of range. Give GiB of each device.")
-    if args.quantize is not None:
-        raise ConfigError(f"--quantize {args.quantize}: no quantisation is supported yet. Leave the option out.")
     target = parse_target(args.target)
     check_workload(args.workload)
     if args.preset is not None:
@@ -82,6 +81,7 @@ def run(args: CompileArgs) -> int:
         "context": args.context,
         "batch": args.batch,
         "dtype": args.dtype,
+        "weights": args.quantize,
         "mesh": None if args.mesh is None else parse_mesh(args.mesh),
         "memory": None if args.memory is None else int(args.memory * (1 << 30)),
         "programs": list(args.program) or None,

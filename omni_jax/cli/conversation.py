@@ -58,7 +58,7 @@ class Answerer:
 
         Args:
             weights: "int8" or None, see `sampling.load.load_sampler`.
-            mesh: sizes of mesh axes, see `sharding.mesh.parse_mesh`.
+            mesh: sizes of mesh axes, see `sharding.axes.parse_mesh`.
             voice: whose; None for the checkpoint's default.
             voice_reference: a recording that the voice shall sound like; see `sampling.voices.voice_from_recording`.
 
@@ -80,7 +80,8 @@ class Answerer:
         self._dtype, self._weights, self._use_audio_in_video = dtype, weights, use_audio_in_video
         self._mesh = None
         if mesh is not None:
-            from omni_jax.sharding.mesh import make_mesh, parse_mesh
+            from omni_jax.sharding.axes import parse_mesh
+            from omni_jax.sharding.mesh import make_mesh
 
             self._mesh = make_mesh(**parse_mesh(mesh))
         self.load_seconds = 0.0  # until an answer has told it

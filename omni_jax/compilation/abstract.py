@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from omni_jax.compilation.workloads import Options
 from omni_jax.config import OmniConfig
 from omni_jax.errors import ShardingError
+from omni_jax.layers.weight_only import contracted_axes, quantise, quantised_sharding
 from omni_jax.models.logical_axes import logical_axes
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.sharding.rules import SAMPLING, shardings
@@ -47,9 +48,15 @@ def cache_spec(mesh: Mesh) -> Callable[[Any], PartitionSpec]:
 
 
 def parameters(
-    config: OmniConfig, components: Sequence[str], mesh: Mesh, dtype: Any, *, split: bool = True
+    config: OmniConfig,
+    components: Sequence[str],
+    mesh: Mesh,
+    dtype: Any,
+    *,
+    split: bool = True,
+    weights: str | None = None,
 ) -> dict[str, Tree]:
-    """Parameters of the components, split by the rules of sampling, or whole on every device.
+    """Parameters of the components, split by the rules of sampling, or whole on every device; stored as `weights` says.
 
     Raises:
         ShardingError: an axis does not divide over the mesh.
@@ -59,7 +66,17 @@ def parameters(
     if not split:
         return everywhere(shapes, mesh)
     places = shardings(names, shapes, mesh, SAMPLING)
-    return jax.tree.map(lambda leaf, place: array(leaf.shape, leaf.dtype, place), shapes, places)
+
+    def one(path: Any, axes: tuple[str | None, ...], leaf: Any, place: NamedSharding) -> Any:
+        contracted = contracted_axes(path[-1].key, axes, leaf.shape) if weights == "int8" else None
+        if contracted is None:
+            return array(leaf.shape, leaf.dtype, place)
+        stored = jax.eval_shape(lambda x: quantise(x, contracted), leaf)
+        to = quantised_sharding(place, contracted, stored)
+        return jax.tree.map(lambda part, sharding: array(part.shape, part.dtype, sharding), stored, to)
+
+    is_names = lambda node: isinstance(node, tuple)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(one, names, shapes, places, is_leaf=is_names)
 
 
 def outputs(function: Any, *args: Any, mesh: Mesh | None, **kwargs: Any) -> Tree:

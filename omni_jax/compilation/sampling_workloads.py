@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from input_pipeline.packing import BUCKETS, bucket
+from input_pipeline.vision_pieces import vision_pieces
 from omni_jax.compilation.abstract import (
     Tree,
     array,
@@ -24,7 +25,7 @@ from omni_jax.compilation.film import Film, film, seconds_within
 from omni_jax.compilation.workloads import Options, Program, Workload
 from omni_jax.errors import CapacityError
 from omni_jax.sampling import programs
-from omni_jax.sampling.generate import vision_layout
+from omni_jax.sampling.generate import VISION_PIECE, vision_layout
 from omni_jax.sampling.load import TEXT_COMPONENTS
 from omni_jax.sampling.options import SamplingOptions
 from omni_jax.sampling.rows import MAX_STOPS, warper_options
@@ -84,14 +85,16 @@ class Thinking:
         thinker, dtype = self.options.config.thinker_config, jnp.dtype(self.options.dtype)
         sound, pictures = self.film.pack(self.options.config, self.options.rows)
         mel, frames = (everywhere(as_shapes(part), self.mesh) for part in (sound.mel, sound.frames))
-        layout = everywhere(as_shapes(vision_layout(pictures)), self.mesh)
-        patches = (len(pictures.patches), thinker.vision_config.patch_dim)
+        pieces = [piece for piece, _ in vision_pieces(pictures, VISION_PIECE)]
+        largest = max(pieces, key=lambda piece: len(piece.patches))
+        layout = everywhere(as_shapes(vision_layout(largest)), self.mesh)
+        patches = (len(largest.patches), thinker.vision_config.patch_dim)
         pixels = array(patches, jnp.float32, replicated(self.mesh))
         audio = (self.params["audio_encoder"], mel, frames), dict(config=thinker.audio_config, dtype=dtype)
         vision = (self.params["vision_encoder"], pixels, layout), dict(config=thinker.vision_config, dtype=dtype)
         return (
             Program("encode_audio", programs.encode_audio, *audio),
-            Program("encode_vision", programs.encode_vision, *vision),
+            Program("encode_vision", programs.encode_vision, *vision, times=len(pieces)),
         )
 
 
@@ -108,7 +111,7 @@ def thinking(options: Options, components: tuple[str, ...]) -> Thinking:
     request = film(options.config, seconds=seconds_within(options.context))
     length = request.context if options.context is None else bucket(options.context, BUCKETS.cache, "cache slots")
     mesh = sampling_mesh(options, components)
-    params = parameters(options.config, components, mesh, options.dtype)
+    params = parameters(options.config, components, mesh, options.dtype, weights=options.weights)
     text, kind = options.config.thinker_config.text_config, jnp.dtype(options.dtype)
     new = dict(config=text, batch=options.rows, length=length, dtype=kind, unrolled=False)
     state = placed(outputs(programs.new_prefill, mesh=None, **new), cache_spec(mesh), mesh)

@@ -50,6 +50,8 @@ def suggest(
     changes = []
     if options.dtype == "float32":
         changes.append(("--dtype bfloat16", replace(options, dtype="bfloat16")))
+    if options.weights is None and "cache_bytes" in report:
+        changes.append(("--quantize int8", replace(options, weights="int8")))
     if options.batch is not None and options.batch > 1:
         changes.append((f"--batch {options.batch // 2}", replace(options, batch=options.batch // 2)))
     if now and "cache_bytes" in report:

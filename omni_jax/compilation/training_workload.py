@@ -26,6 +26,8 @@ def train(options: Options) -> Workload:
         ConfigError: a batch that does not divide.
         ShardingError: the mesh does not fit the devices or the model.
     """
+    if options.weights is not None:
+        raise ConfigError(f"--quantize {options.weights} is for answering; training keeps its weights in float32.")
     length, count = options.context or DEFAULT_LENGTH, len(options.devices)
     sizes = options.mesh
     if sizes is None:

@@ -1,8 +1,8 @@
 """Builds a workload and compiles it for its target; run as `python -m omni_jax.compilation.worker` (`toolchain.py`).
 
 Standard input is one JSON object: preset or config (a folder with config.json), workload, target, context, batch,
-dtype, mesh, memory (bytes of a device, None for all it has), extra, programs (names to compile, None for all). The
-answer is that of `measure.measure`.
+dtype, weights, mesh, memory (bytes of a device, None for all it has), extra, programs (names to compile, None for
+all). The answer is that of `measure.measure`.
 """
 
 import json
@@ -39,6 +39,7 @@ def compile_request(request: dict[str, Any]) -> dict[str, Any]:
         context=request.get("context"),
         batch=request.get("batch"),
         dtype=request.get("dtype", "bfloat16"),
+        weights=request.get("weights"),
         mesh=request.get("mesh"),
         extra=request.get("extra") or {},
     )

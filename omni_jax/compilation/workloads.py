@@ -47,6 +47,7 @@ class Options:
         context: cache slots of each row; None for those that a film of 60 s with sound needs.
         batch: rows, or sequences of a training step; None for the workload's own choice.
         dtype: "bfloat16" or "float32", of parameters, caches and compute.
+        weights: "int8" to store large matrices so, of workloads that answer; None for `dtype`.
         mesh: sizes of mesh axes, e.g. {"fsdp": 4}; None for the workload's own choice.
         extra: options of one workload only, as text.
     """
@@ -56,6 +57,7 @@ class Options:
     context: int | None = None
     batch: int | None = None
     dtype: str = "bfloat16"
+    weights: str | None = None
     mesh: Mapping[str, int] | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
 
@@ -123,18 +125,3 @@ def check_workload(name: str) -> None:
     """Raises ConfigError if there is no workload of that name."""
     if name not in WORKLOADS:
         raise ConfigError(f"There is no workload {name!r}. Workloads: {', '.join(WORKLOADS)}.")
-
-
-def parse_mesh(text: str) -> dict[str, int]:
-    """ "fsdp=4,tensor=2" -> {"fsdp": 4, "tensor": 2}.
-
-    Raises:
-        ConfigError: not of that form.
-    """
-    sizes: dict[str, int] = {}
-    for part in text.split(","):
-        axis, _, size = (word.strip() for word in part.partition("="))
-        if not axis or not size.isdecimal() or int(size) < 1 or axis in sizes:
-            raise ConfigError(f"--mesh {text!r} is not of the form fsdp=4,tensor=2: see {part.strip()!r}.")
-        sizes[axis] = int(size)
-    return sizes

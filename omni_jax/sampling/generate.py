@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from input_pipeline.packing import BUCKETS, OmniInputs, bucket, pack_batch
+from input_pipeline.packing import BUCKETS, OmniInputs, VisionBatch, bucket, pack_batch
 from input_pipeline.request import Request, prepare
 from input_pipeline.tokenizer import Tokenizer
+from input_pipeline.vision_pieces import vision_pieces
 from omni_jax.config import OmniConfig, ProcessorConfig
 from omni_jax.errors import CapacityError, PromptError
 from omni_jax.layers.decoder import unroll_params
@@ -29,6 +30,8 @@ from omni_jax.sampling.prompting import Listener, extend, nothing_yet
 from omni_jax.sampling.rows import MAX_STOPS, Event, one_each, padded
 
 _GREEDY = SamplingOptions()
+# Patches that the vision encoder takes at once: a film of a minute has ten times as many, and they would need 5 GB.
+VISION_PIECE = 16384
 
 
 @dataclass
@@ -176,10 +179,26 @@ class Sampler:
             config = dict(config=thinker.audio_config, dtype=self.dtype)
             run("audio", lambda: programs.encode_audio(self.params["audio_encoder"], mel, frames, **config))
         if inputs.vision is not None:
-            patches, layout = jnp.asarray(inputs.vision.patches), vision_layout(inputs.vision)
-            config = dict(config=thinker.vision_config, dtype=self.dtype)
-            run("vision", lambda: programs.encode_vision(self.params["vision_encoder"], patches, layout, **config))
+            run("vision", lambda: self._encode_vision(inputs.vision))
         return out
+
+    def _encode_vision(self, batch: VisionBatch) -> jax.Array:
+        """Tokens of all pictures and films, encoded a piece at a time; rows after the real ones mean nothing."""
+        static = dict(config=self.config.thinker_config.vision_config, dtype=self.dtype)
+        pieces, rows, done = vision_pieces(batch, VISION_PIECE), None, 0
+        per_token = self.config.thinker_config.vision_config.spatial_merge_size**2
+        for piece, real in pieces:
+            patches, layout = jnp.asarray(piece.patches), vision_layout(piece)
+            tokens = programs.encode_vision(self.params["vision_encoder"], patches, layout, **static)
+            if len(pieces) == 1:
+                return tokens
+            if rows is None:  # room for the padding of the last piece
+                rows = jnp.zeros(((len(batch.valid) + 2 * VISION_PIECE) // per_token, tokens.shape[1]), tokens.dtype)
+                rows = jax.device_put(rows, self.home)
+            # each piece's padding is written over by the next
+            rows = programs.collect(rows, tokens, jnp.int32(done))
+            done += real // per_token
+        return rows
 
     def prefill(self, inputs: OmniInputs, length: int) -> programs.PrefillState:
         """Encodes the media of a batch and runs its prompts, chunk by chunk, into a new cache of `length` slots."""

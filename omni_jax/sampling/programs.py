@@ -68,6 +68,12 @@ def encode_vision(
     return tokens
 
 
+@program(donate_argnums=0)
+def collect(rows: Float[Array, "R D"], tokens: Float[Array, "Q D"], first: Int[Array, ""]) -> Float[Array, "R D"]:
+    """The rows with `tokens` at `first` and after it."""
+    return jax.lax.dynamic_update_slice(rows, tokens, (first, 0))
+
+
 @program(static_argnames=("config", "dtype"))
 def embed(params: Params, token_ids: Int[Array, "B T"], *, config: TextConfig, dtype) -> Float[Array, "B T D"]:
     return Thinker(config, dtype=dtype).apply({"params": params}, token_ids, method="embed")
@@ -211,4 +217,4 @@ def decode(
     return state, *everywhere((tokens, state.done, state.broken))
 
 
-PROGRAMS = (encode_audio, encode_vision, embed, place, new_prefill, prefill, first_token, decode)
+PROGRAMS = (encode_audio, encode_vision, collect, embed, place, new_prefill, prefill, first_token, decode)

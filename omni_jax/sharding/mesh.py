@@ -8,9 +8,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from omni_jax.errors import ShardingError
+from omni_jax.sharding.axes import AXES
 
-# data: batch. fsdp: batch, and parameters split to save memory. tensor: heads and feed-forward. context: sequence.
-AXES = ("data", "fsdp", "tensor", "context")
 
 
 def make_mesh(devices: list[jax.Device] | None = None, **sizes: int) -> Mesh:
