@@ -23,6 +23,8 @@ import re
 
 # A skipped region shorter than this is the pipeline's own (starting a copy): it counts in every step.
 LARGE = 100
+# The compiler writes the largest integer where it has no estimate.
+_NO_ESTIMATE = 1 << 60
 
 _BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+([A-Z]*)\s*:((?:\s*>)*)")
 _BRANCH = re.compile(r"sbr\.rel \((!?)%\w+\) target = \$region(\d+)")
@@ -156,12 +158,12 @@ def xla_cycles(hlo: str, kernels: dict[str, Kernel] | None = None) -> float:
         for line in computations.get(name, []):
             if loop := re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
                 total += cost(loop[2]) * trips_of(line, loop[1])
-            elif " custom-call(" not in line and (estimate := re.search(r'estimated_cycles":"(\d+)"', line)):
-                total += int(estimate[1])
-            elif " custom-call(" not in line and (own := _by_schedule(line, kernels)):
-                total += own
             elif branches := re.search(r" conditional\(.*branch_computations=\{([^}]*)\}", line):
                 total += max(cost(each.strip().lstrip("%")) for each in branches[1].split(","))
+            elif " custom-call(" not in line:
+                estimate = re.search(r'estimated_cycles":"(\d+)"', line)
+                known = estimate and int(estimate[1]) < _NO_ESTIMATE
+                total += int(estimate[1]) if known else _by_schedule(line, kernels)
         return total
 
     return cost(entry)

@@ -45,7 +45,7 @@ class CompileArgs:
     """Sizes of the mesh axes data, fsdp, tensor and context; by default chosen for model and target."""
     memory: Annotated[float | None, arg(metavar="GIB")] = None
     """What each device has to spare, if not all of its memory."""
-    quantize: Literal["int8"] | None = None
+    weights: Literal["int8"] | None = None
     """Store large matrices as int8, in workloads that answer."""
     program: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME")] = ()
     """Compile this program of the workload only; may be given more than once."""
@@ -81,7 +81,7 @@ def run(args: CompileArgs) -> int:
         "context": args.context,
         "batch": args.batch,
         "dtype": args.dtype,
-        "weights": args.quantize,
+        "weights": args.weights,
         "mesh": None if args.mesh is None else parse_mesh(args.mesh),
         "memory": None if args.memory is None else int(args.memory * (1 << 30)),
         "programs": list(args.program) or None,

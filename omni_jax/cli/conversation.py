@@ -1,5 +1,6 @@
 """Answers for the command line: everything that can be wrong with a prompt shows before the weights are loaded."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -80,10 +81,17 @@ class Answerer:
         self._dtype, self._weights, self._use_audio_in_video = dtype, weights, use_audio_in_video
         self._mesh = None
         if mesh is not None:
+            import jax
+
+            from omni_jax.sharding import hosts
             from omni_jax.sharding.axes import parse_mesh
             from omni_jax.sharding.mesh import make_mesh
 
-            self._mesh = make_mesh(**parse_mesh(mesh))
+            sizes = parse_mesh(mesh)
+            _, processes = hosts.start()
+            # on one host a smaller mesh takes the first devices
+            own = jax.devices()[: math.prod(sizes.values())] if processes == 1 else None
+            self._mesh = make_mesh(own, **sizes)
         self.load_seconds = 0.0  # until an answer has told it
         self._voices: dict[str, Any] | None = None
         if speak:

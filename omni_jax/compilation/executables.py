@@ -46,7 +46,8 @@ def compile_program(lowered: jax.stages.Lowered, target: CompileTarget) -> Execu
     folder = os.environ.get(CACHE_VARIABLE)
     file = Path(folder) / f"{_key(lowered, target)}.json.gz" if folder else None
     if file is not None and file.is_file():
-        return Executable(**json.loads(gzip.decompress(file.read_bytes())) | {"cached": True})
+        with contextlib.suppress(OSError, ValueError, TypeError, EOFError):  # a damaged file is made again
+            return Executable(**json.loads(gzip.decompress(file.read_bytes())) | {"cached": True})
     found = _compile(lowered)
     if file is not None:
         with contextlib.suppress(OSError):  # a folder that cannot be written costs time, nothing else
@@ -83,5 +84,6 @@ def _key(lowered: jax.stages.Lowered, target: CompileTarget) -> str:
         versions.append(importlib.metadata.version(compiler))
     except importlib.metadata.PackageNotFoundError:
         versions.append("unknown")
-    parts = [lowered.as_text(), target.name, target.topology, *versions]
+    flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
+    parts = [lowered.as_text(), target.name, target.topology, *versions, *flags]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

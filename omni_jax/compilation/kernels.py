@@ -3,6 +3,7 @@
 A kernel that states a `pl.CostEstimate` needs no entry here.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +34,35 @@ def _cache_flops(operands: Sequence[Any]) -> int:
     return 4 * rows * kv_heads * tokens * slots * width
 
 
-# by a part of the kernel's name
-KERNELS = {"cache_attention": Kernel(_cache_moved, _cache_flops)}
+def _once(operands: Sequence[Shape], results: Sequence[Shape]) -> int:
+    """Every operand and result once: less than the truth, for keys are read again for each tile of queries."""
+    return sum(shape.bytes for shape in (*operands, *results))
+
+
+def _interval(products: int, first: int) -> Kernel:
+    """`products` of the size of the scores, over the pairs of one causal sequence: the bounds are data.
+
+    Right for one sequence a row, too many for packed short ones and for frames of a film. `first` is the place of the
+    query among the operands, which the key follows: [T, N H] and [S, K H], or [T, N, H] and [S, K, H].
+    """
+
+    def flops(operands: Sequence[Any]) -> int:
+        query, key = (operands[place].shape for place in (first, first + 1))
+        return 2 * products * math.prod(query) * key[0] // 2
+
+    return Kernel(_once, flops)
+
+
+# by a part of the kernel's name, the longest first
+KERNELS = {
+    "interval_attention_backward_key_value": _interval(4, 0),
+    "interval_attention_backward_query": _interval(3, 0),
+    "interval_attention_flat_dkv": _interval(4, 5),
+    "interval_attention_flat_dq": _interval(3, 5),
+    "interval_attention_forward": _interval(2, 0),
+    "interval_attention_flat": _interval(2, 3),
+    "cache_attention": Kernel(_cache_moved, _cache_flops),
+}
 
 
 def known_kernel(names: str) -> Kernel | None:

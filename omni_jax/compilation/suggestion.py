@@ -21,17 +21,20 @@ def suggest(
 ) -> str:
     """A few lines: what is short, and changes that would do, each with what would be needed then.
 
-    Temporary memory is taken to stay as it was compiled, which is too much for smaller programs.
+    Temporary memory is taken to stay as it was compiled, which is too much for smaller programs. Where the arguments
+    alone are too large nothing was compiled, and it is not known.
     """
     hbm, temporary = target.chip.hbm, report["temporary_bytes"]
+    known = any(one["compile_seconds"] > 0 for one in report["programs"])
+    besides = f"+ {_gib(temporary)}" if known else "and what its programs need for a while"
     parts = " + ".join(
         f"{_gib(report[f'{kind}_bytes'])} of {kind}"
         for kind in ("parameters", "optimiser", "gradients", "cache", "batch")
         if report.get(f"{kind}_bytes")
     )
-    lines = [
-        f"Each device needs {_gib(report['peak_bytes'])} ({parts}, {_gib(temporary)} besides) and has {_gib(hbm)}."
-    ]
+    rest = _gib(temporary) if known else "unknown, nothing was compiled"
+    needs = f"Each device needs {_gib(report['peak_bytes'])} ({parts}; besides: {rest})"
+    lines = [f"{needs} and has {_gib(hbm)}."]
 
     def needed(changed: Options) -> tuple[int, str] | None:
         try:
@@ -44,14 +47,14 @@ def suggest(
     for larger in next_larger(target)[:_TRIED]:
         found = needed(replace(options, devices=devices_of(larger), mesh=None))
         if found and found[0] + temporary <= hbm:
-            lines.append(f"{larger.name} with {found[1]} would need {_gib(found[0])} + {_gib(temporary)} each.")
+            lines.append(f"{larger.name} with {found[1]} would need {_gib(found[0])} {besides} each.")
             break
     now = needed(options)
     changes = []
     if options.dtype == "float32":
         changes.append(("--dtype bfloat16", replace(options, dtype="bfloat16")))
     if options.weights is None and "cache_bytes" in report:
-        changes.append(("--quantize int8", replace(options, weights="int8")))
+        changes.append(("--weights int8", replace(options, weights="int8")))
     if options.batch is not None and options.batch > 1:
         changes.append((f"--batch {options.batch // 2}", replace(options, batch=options.batch // 2)))
     if now and "cache_bytes" in report:
@@ -59,8 +62,8 @@ def suggest(
     for name, changed in changes:
         found = needed(changed)
         if found and now and found[0] < now[0]:
-            fits = "and fit" if found[0] + temporary <= hbm else "not enough by itself"
-            lines.append(f"{name} would need {_gib(found[0])} + {_gib(temporary)} each, {fits}.")
+            fits = ("and fit" if known else "and may fit") if found[0] + temporary <= hbm else "not enough by itself"
+            lines.append(f"{name} would need {_gib(found[0])} {besides} each, {fits}.")
     return "\n".join([*lines, *report.get("remedies", ())])
 
 

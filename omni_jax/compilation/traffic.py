@@ -271,6 +271,11 @@ class _Counter:
                 continue  # counted where the collective starts
             elif user.opcode in ("bitcast", "get-tuple-element"):
                 on = True
+            elif user.opcode in ("convert", "reshape", "copy"):
+                # computed where it is needed: a slice of it needs a slice of this, in this one's own dtype
+                size, through = self._uses(inside, user, whole)
+                total += size * _size_of(found.type) // max(_size_of(user.type), 1)
+                handed_on = handed_on or through
             elif user.opcode == "fusion":
                 inner = self._called(user, "calls")
                 for place in places:

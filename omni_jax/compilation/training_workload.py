@@ -27,7 +27,7 @@ def train(options: Options) -> Workload:
         ShardingError: the mesh does not fit the devices or the model.
     """
     if options.weights is not None:
-        raise ConfigError(f"--quantize {options.weights} is for answering; training keeps its weights in float32.")
+        raise ConfigError(f"--weights {options.weights} is for answering; training keeps its weights in float32.")
     length, count = options.context or DEFAULT_LENGTH, len(options.devices)
     sizes = options.mesh
     if sizes is None:

@@ -40,8 +40,9 @@ def attend_intervals(
         # plain products over a long packed sequence would take more memory than there is.
         from omni_jax.kernels.interval_attention.tpu import why_not
 
-        share = max(key.shape[2] // parts(heads), 1)
-        if why_not(query.shape[2] // parts(heads), share, query.shape[3], query.dtype):
+        own = query.shape[2] // parts(heads)
+        share = own if key.shape[2] % parts(heads) else key.shape[2] // parts(heads)
+        if why_not(own, share, query.shape[3], query.dtype):
             heads = ()
     if key.shape[2] % parts(heads):  # fewer key-value heads than devices: each query head brings its own
         group = query.shape[2] // key.shape[2]

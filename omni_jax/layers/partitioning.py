@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from omni_jax.errors import ShardingError
+
 # The logical axis of a sequence that is split for context parallelism.
 LENGTH = "length"
 # The width of a matrix at the moment of its product; "embed" is that of the matrix at rest.
@@ -118,8 +120,13 @@ def _exchange(x, axis, deal):
     shards = parts(axes)
     if shards == 1:
         return x
+    if len(axes) > 1:
+        raise ShardingError(f"The rules split `{LENGTH}` over {' and '.join(axes)}; give it one mesh axis.")
     if x.shape[axis] % (2 * shards):
-        raise ValueError(f"A sequence of {x.shape[axis]} does not divide into {2 * shards} chunks.")
+        raise ShardingError(
+            f"A sequence of {x.shape[axis]} does not divide over {' x '.join(axes)} = {shards}: it is dealt out in "
+            f"{2 * shards} chunks. Choose a length that is a multiple of {2 * shards}, or a smaller axis."
+        )
     place = PartitionSpec(*(axes if index == axis else None for index in range(x.ndim)))
     if x.ndim and axis != 0:
         place = PartitionSpec(mesh_axes("batch", x.shape[0]) or None, *place[1:])

@@ -17,5 +17,7 @@ def parse_mesh(text: str) -> dict[str, int]:
         axis, _, size = (word.strip() for word in part.partition("="))
         if not axis or not size.isdecimal() or int(size) < 1 or axis in sizes:
             raise ConfigError(f"--mesh {text!r} is not of the form fsdp=4,tensor=2: see {part.strip()!r}.")
+        if axis not in AXES:
+            raise ConfigError(f"--mesh {text!r}: there is no axis {axis!r}. Axes: {', '.join(AXES)}.")
         sizes[axis] = int(size)
     return sizes

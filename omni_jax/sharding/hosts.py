@@ -17,9 +17,10 @@ def start(
 ) -> tuple[int, int]:
     """Joins this process to the others of the run; call it before anything else of JAX. A second call does nothing.
 
-    On Cloud TPU, Slurm and Kubernetes all of it is found out. Elsewhere give it, or set OMNI_JAX_COORDINATOR
-    ("host:port" of process 0), OMNI_JAX_PROCESSES and OMNI_JAX_PROCESS. Alone, without any of them and off a
-    cluster, nothing is started.
+    On a cluster that JAX knows (Cloud TPU, Slurm, MPI, Kubernetes) all of it is found out; that there is one is told by
+    the variables that Cloud TPU, Slurm and Open MPI set, or by OMNI_JAX_CLUSTER=1. Elsewhere give it, or set
+    OMNI_JAX_COORDINATOR ("host:port" of process 0), OMNI_JAX_PROCESSES and OMNI_JAX_PROCESS. Without any of these
+    nothing is started.
 
     Returns:
         This process's index and the number of processes.
@@ -50,18 +51,22 @@ def start(
                     given["coordinator"], int(given["processes"]), int(given["process"]), initialization_timeout=120
                 )
         except (RuntimeError, ValueError) as error:
+            who = "This process" if missing else f"Process {given['process']} of {given['processes']}"
             raise ShardingError(
-                f"Process {given['process']} of {given['processes']} could not join {given['coordinator']} ({error}). "
-                "Start all processes with the same coordinator, each with a number of its own."
+                f"{who} could not join {given['coordinator'] or 'its cluster'} ({error}). Start all processes with the "
+                "same OMNI_JAX_COORDINATOR, each with a number of its own."
             ) from error
         _started = True
     return jax.process_index(), jax.process_count()
 
 
 def _on_cluster() -> bool:
-    """Whether there is more than one worker, by the variables that Cloud TPU sets on each of them."""
-    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return len([name for name in workers.split(",") if name]) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    """Whether there is more than one process, by the variables of those that start them."""
+    if os.environ.get("OMNI_JAX_CLUSTER") == "1" or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ:
+        return True
+    listed = (os.environ.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
+    counted = (os.environ.get(name, "") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    return any("," in names for names in listed) or any(size.isdecimal() and int(size) > 1 for size in counted)
 
 
 def own_rows(rows: int, mesh: Mesh, axes: tuple[str, ...] = ("data", "fsdp")) -> slice:
@@ -73,7 +78,9 @@ def own_rows(rows: int, mesh: Mesh, axes: tuple[str, ...] = ("data", "fsdp")) ->
     sharding = NamedSharding(mesh, PartitionSpec(axes))
     count = int(np.prod([mesh.shape[axis] for axis in axes]))
     if rows % count:
-        raise ShardingError(f"A batch of {rows} rows does not divide over {' x '.join(axes)} = {count}.")
+        raise ShardingError(
+            f"A batch of {rows} rows does not divide over {' x '.join(axes)} = {count}. Choose a multiple of {count}."
+        )
     held = {index[0].indices(rows)[:2] for index in sharding.addressable_devices_indices_map((rows,)).values()}
     begin, end = min(start for start, _ in held), max(stop for _, stop in held)
     if sum(stop - start for start, stop in held) != end - begin:

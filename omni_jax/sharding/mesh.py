@@ -11,7 +11,6 @@ from omni_jax.errors import ShardingError
 from omni_jax.sharding.axes import AXES
 
 
-
 def make_mesh(devices: list[jax.Device] | None = None, **sizes: int) -> Mesh:
     """A mesh over `devices` (default: all), e.g. `make_mesh(fsdp=2, tensor=4)`; axes not named have size one.
 
@@ -29,7 +28,10 @@ def make_mesh(devices: list[jax.Device] | None = None, **sizes: int) -> Mesh:
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     if math.prod(shape) != len(devices):
         asked = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape))
-        raise ShardingError(f"The mesh {asked} needs {math.prod(shape)} devices, but there are {len(devices)}.")
+        raise ShardingError(
+            f"The mesh {asked} needs {math.prod(shape)} devices, but there are {len(devices)}. "
+            "Choose other sizes, or give the devices to use."
+        )
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

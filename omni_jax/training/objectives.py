@@ -65,11 +65,11 @@ def next_token_loss(
             losses = log_sum - summed(jnp.sum(jnp.where(chosen, logits, 0), axis=-1), vocab)
             return total + jnp.sum(jnp.where(weights > 0, losses, 0) * weights), None
 
-        own = labels.shape[1]
-        size = max(size for size in range(1, min(chunk, own) + 1) if own % size == 0)
+        size = min(chunk, labels.shape[1])
 
-        def in_chunks(x):  # [B, T, ...] -> [chunks, B, size, ...]
-            return jnp.moveaxis(x.reshape(x.shape[0], own // size, size, *x.shape[2:]), 1, 0)
+        def in_chunks(x):  # [B, T, ...] -> [chunks, B, size, ...], with positions at the end that do not count
+            x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *((0, 0),) * (x.ndim - 2)))
+            return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
         pieces = tuple(map(in_chunks, (hidden_states.astype(compute), labels, weights)))
         loss, _ = jax.lax.scan(add, jnp.float32(0), pieces)

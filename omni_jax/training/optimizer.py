@@ -56,10 +56,11 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             b2=config.beta2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree_util.tree_map_with_path(_decays, params),
+            mask=lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_matrix(path), params),
         ),
     )
 
 
-def _decays(path, leaf) -> bool:
+def is_matrix(path: tuple) -> bool:
+    """Whether the parameter at this path of a tree is a kernel or an embedding: not a bias, not a norm."""
     return path[-1].key in ("kernel", "embedding")

@@ -17,6 +17,7 @@ from omni_jax.models.thinker import Thinker
 from omni_jax.sharding.rules import TRAINING, Rules, partition_spec, parts, replicated, shardings
 from omni_jax.sharding.scope import on_mesh
 from omni_jax.training.objectives import Total, next_token_loss
+from omni_jax.training.optimizer import is_matrix
 
 Params = Any
 Loss = Callable[[Params, Any], Total]
@@ -43,7 +44,8 @@ class TextBatch:
 
 
 # Logical axes of a batch, by field.
-BATCH_AXES = {
+Axes = Mapping[str, tuple[str | None, ...]]
+BATCH_AXES: Axes = {
     "token_ids": ("batch", "length"),
     "position_ids": (None, "batch", "length"),
     "segment_ids": ("batch", "length"),
@@ -75,8 +77,8 @@ def text_loss(config: OmniConfig, *, dtype: Any = jnp.float32, remat: bool = Tru
 
 
 def compute_copy(params: Params, dtype: Any) -> Params:
-    """Matrices in the compute dtype; vectors (norms, biases) as they are."""
-    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
+    """Matrices and embeddings in the compute dtype; norms and biases, small, as they are."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(dtype) if is_matrix(path) else x, params)
 
 
 def train_step(
@@ -139,7 +141,7 @@ class Trainer:
         with on_mesh(self.mesh, self.rules):
             return jax.jit(self._start, out_shardings=self.state_shardings)(params)
 
-    def batch_shardings(self, batch: Any, axes: Mapping[str, tuple[str | None, ...]] = BATCH_AXES) -> Any:
+    def batch_shardings(self, batch: Any, axes: Axes = BATCH_AXES) -> Any:
         """Where each field of a batch lives.
 
         Raises:
@@ -159,19 +161,19 @@ class Trainer:
             places[name] = NamedSharding(self.mesh, spec)
         return type(batch)(**places)
 
-    def put(self, batch: Any) -> Any:
+    def put(self, batch: Any, axes: Axes = BATCH_AXES) -> Any:
         """A batch, the same on every host, onto the devices; each takes its part."""
-        return jax.device_put(batch, self.batch_shardings(batch))
+        return jax.device_put(batch, self.batch_shardings(batch, axes))
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         """One step. `state` is donated: use what comes back."""
         with on_mesh(self.mesh, self.rules):
             return self.jitted(state, batch)
 
-    def abstract(self, batch: Any) -> tuple[TrainState, Any]:
+    def abstract(self, batch: Any, axes: Axes = BATCH_AXES) -> tuple[TrainState, Any]:
         """State and batch as shapes with their shardings, to compile ahead of time; `batch` of shapes."""
 
         def place(shapes, places):
             return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, places)
 
-        return place(self.state_shapes, self.state_shardings), place(batch, self.batch_shardings(batch))
+        return place(self.state_shapes, self.state_shardings), place(batch, self.batch_shardings(batch, axes))

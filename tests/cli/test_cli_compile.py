@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_refused_with_changes_that_would_do(capsys):
         (["--preset", "tiny", "--context", "-4"], "--context -4"),
         (["--preset", "tiny", "--memory", "0"], "--memory 0"),
         (["--preset", "tiny", "--mesh", "tensor:4"], "not of the form"),
-        (["--preset", "tiny", "--quantize", "int8"], "--quantize int8"),
+        (["--preset", "tiny", "--mesh", "devices=4"], "no axis 'devices'"),
     ],
 )
 def test_bad_usage_is_refused_before_anything_is_compiled(argv, words, capsys, monkeypatch):

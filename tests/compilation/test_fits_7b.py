@@ -51,4 +51,4 @@ def test_speech_in_bfloat16_does_not_fit_one_v5e_and_the_report_says_what_would(
     report = report_of("v5e-1", "speech", programs=["think"])
     assert not report["fits"]
     assert "v5e-4 with tensor=4" in report["suggestion"]
-    assert "--quantize int8" in report["suggestion"]
+    assert "--weights int8" in report["suggestion"]

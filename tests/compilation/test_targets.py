@@ -5,8 +5,8 @@ import pytest
 from omni_jax.compilation.roofline import roofline
 from omni_jax.compilation.targets import CHIPS, next_larger, parse_target
 from omni_jax.compilation.workloads import check_workload
-from omni_jax.sharding.axes import parse_mesh
 from omni_jax.errors import ConfigError
+from omni_jax.sharding.axes import parse_mesh
 
 
 @pytest.mark.parametrize(

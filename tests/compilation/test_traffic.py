@@ -42,6 +42,10 @@ def test_a_scan_reads_each_weight_of_its_stack_once(programs):
     assert moved.guessed == []  # the compiler's loop has a known length
 
 
+def test_weights_in_int8_count_half(programs):
+    assert close(traffic(programs["scanned_int8"]).hbm, 6 * WEIGHTS / 2)
+
+
 def test_a_decoding_loop_reads_the_weights_and_writes_one_slot_a_step(programs):
     step = loop_traffic(programs["decoding"])
     assert close(step.hbm, WEIGHTS + 8 * 4096 * 2)

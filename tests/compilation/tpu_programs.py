@@ -26,6 +26,11 @@ def scanned_stack(weights, x):
     return jax.lax.scan(lambda x, w: (jax.nn.relu(x @ w), None), x, weights)[0]
 
 
+def scanned_int8(weights, x):
+    """Weights that are converted on their way into the product."""
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w.astype(jnp.bfloat16)), None), x, weights)[0]
+
+
 def decoding(weights, cache, x, steps):
     """Each step multiplies by all weights and writes one slot of the cache, in place."""
 
@@ -82,6 +87,7 @@ split = NamedSharding(four, PartitionSpec("x"))
 rows = shape(8 * 4, 4096, 128, dtype=jnp.float32, sharding=split)
 PROGRAMS = {
     "scanned_stack": (scanned_stack, (), (shape(LAYERS, WIDTH, WIDTH), shape(8, WIDTH))),
+    "scanned_int8": (scanned_int8, (), (shape(LAYERS, WIDTH, WIDTH, dtype=jnp.int8), shape(8, WIDTH))),
     "decoding": (
         decoding,
         (1,),

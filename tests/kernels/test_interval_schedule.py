@@ -119,6 +119,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %f.2 = f32[8] fusion(%p), backend_config={"estimated_cycles":"7"}
   %k = f32[8] custom-call(%f.2), custom_call_target="tpu_custom_call", backend_config={"estimated_cycles":"9"}
   %copy.1 = f32[8] copy(%k)
+  %f.3 = f32[8] fusion(%k), backend_config={"estimated_cycles":"9223372036854775807"}
   %w = f32[8] while(%k), condition=%c, body=%body.1, backend_config={"known_trip_count":{"n":"3"}}
   %w.2 = f32[8] while(%w), condition=%until.1, body=%body.1
 }

@@ -1,4 +1,4 @@
-"""Compiled by test_slices.py: a mesh over two slices of TPU v5e."""
+"""Compiled by test_tpu_slices.py: a mesh over two slices of TPU v5e."""
 
 import os
 

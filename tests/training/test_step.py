@@ -14,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_jax.errors import ConfigError
+from omni_jax.models.logical_axes import logical_axes
+from omni_jax.presets import preset
 from omni_jax.training.objectives import next_token_loss
 from omni_jax.training.optimizer import OptimizerConfig, learning_rate
+from omni_jax.training.step import compute_copy
 
 
 @settings(max_examples=15, deadline=None)
@@ -63,6 +66,15 @@ def test_the_learning_rate_warms_up_and_falls_to_its_fraction():
 def test_an_impossible_schedule_is_refused():
     with pytest.raises(ConfigError, match="warmup_steps = 20"):
         OptimizerConfig(warmup_steps=20, total_steps=20)
+
+
+def test_norms_and_biases_are_computed_with_as_they_are_kept():
+    """Stacked over layers they are arrays of two axes, and still no matrices."""
+    _, shapes = logical_axes(preset("tiny"), ["thinker"])
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
+    layers = compute_copy(params, jnp.bfloat16)["thinker"]["layers"]
+    assert layers["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
+    assert layers["attention_norm"]["scale"].dtype == layers["attention"]["key"]["bias"].dtype == jnp.float32
 
 
 MESHES = ({"data": 8}, {"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"fsdp": 2, "context": 4})

@@ -69,7 +69,7 @@ def _pick(platform: str, width: int) -> str:
 
 @functools.cache
 def _say_once(message: str) -> None:
-    logging.info(message)
+    logging.warning(message)
 
 
 def _check(query, key, value, start) -> None:

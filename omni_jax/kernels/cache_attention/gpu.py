@@ -15,6 +15,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from omni_jax.kernels.cache_attention.rows import heads_of_rows, lay_rows, out_like
+from omni_jax.kernels.products import dot
 
 _MASKED = -1e30
 _LOG2_E = math.log2(math.e)
@@ -126,7 +127,7 @@ def _kernel(
         elif padded != width:
             mask = jnp.broadcast_to(columns, (block, padded))
         k = plgpu.load(key_ref.at[layer, at, :], mask=mask, other=None if mask is None else 0)
-        scores = jnp.dot(query, k.T, preferred_element_type=jnp.float32)
+        scores = dot(query, k.T)
         if edge:
             # slot <= start + row // group, without the division
             seen = ((slot - start) * group)[None] <= row[:, None]
@@ -137,7 +138,7 @@ def _kernel(
         weights = jnp.exp2(scores * to_base_2 - (offset * to_base_2)[:, None])
         shrink = jnp.exp2((largest - new) * to_base_2)
         v = plgpu.load(value_ref.at[layer, at, :], mask=mask, other=None if mask is None else 0)
-        out = out * shrink[:, None] + jnp.dot(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        out = out * shrink[:, None] + dot(weights.astype(v.dtype), v)
         return new, total * shrink + jnp.sum(weights, axis=1), out
 
     zeros = jnp.zeros((rows,), jnp.float32)

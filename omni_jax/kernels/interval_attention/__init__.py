@@ -8,6 +8,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from jaxtyping import Array, Float, Int
 
@@ -103,6 +104,8 @@ def interval_attention(
         raise ValueError(
             f"interval_attention: {query.shape[0]} queries need as many bounds, not {start.shape} and {stop.shape}."
         )
+    if query.size == 0 or key.size == 0:  # nothing is asked, or nothing can be seen
+        return jnp.zeros_like(query)
     chosen = _choose(implementation, current_target(), heads, kv_heads, head_dim, query.dtype)
     if chosen == "tpu":
         shape = dict(heads=heads, kv_heads=kv_heads, head_dim=head_dim)

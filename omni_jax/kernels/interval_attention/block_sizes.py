@@ -64,7 +64,8 @@ def choose(
     chip = chip_of(target)
     per_tile = head_tile(head_dim) // head_dim
     group = heads // kv_heads
-    if reach is not None and reach <= MAX_WINDOW_REACH:
+    # With more queries than keys the window of the gradient would slide off the keys.
+    if reach is not None and reach <= MAX_WINDOW_REACH and length <= keys:
         step = _heads_of_a_step(kv_heads, per_tile, chip.cores, most=max(per_tile, 2048 // head_dim // group))
         stage = _heads_of_a_step(step, per_tile, 1, most=max(per_tile, chip.stage_heads // group))
         return WindowSizes(head_dim, group, reach, WINDOW_BLOCK, step, stage, chip.vmem_limit)

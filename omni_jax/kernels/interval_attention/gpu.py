@@ -31,6 +31,7 @@ from omni_jax.kernels.interval_attention.gpu_tiles import (
     seen_of,
     walk,
 )
+from omni_jax.kernels.products import dot
 
 # Lengths of padded side arrays (bounds, log-sum-exp): a multiple of every block size below.
 _LARGEST_BLOCK = 128
@@ -128,7 +129,7 @@ def _forward_kernel(
         at = pl.ds(index * block, block)
         mask = load_mask(index * block, block, keys, padded, width, edge=masked)
         k = plgpu.load(key_ref.at[at, :], mask=mask, other=None if mask is None else 0)
-        scores = jnp.dot(query, k.T, preferred_element_type=jnp.float32)
+        scores = dot(query, k.T)
         if masked:
             scores = jnp.where(seen_of(index * block, block, start, stop), scores, MASKED)
         new = jnp.maximum(largest, jnp.max(scores, axis=1))
@@ -137,7 +138,7 @@ def _forward_kernel(
         weights = jnp.exp2(scores * to_base_2 - (offset * to_base_2)[:, None])
         shrink = jnp.exp2((largest - new) * to_base_2)
         v = plgpu.load(value_ref.at[at, :], mask=mask, other=None if mask is None else 0)
-        out = out * shrink[:, None] + jnp.dot(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        out = out * shrink[:, None] + dot(weights.astype(v.dtype), v)
         return new, total * shrink + jnp.sum(weights, axis=1), out
 
     zeros = jnp.zeros((rows,), jnp.float32)

@@ -23,6 +23,7 @@ from omni_jax.kernels.interval_attention.gpu_tiles import (
     seen_of,
     walk,
 )
+from omni_jax.kernels.products import dot
 
 
 def backward_blocks(itemsize: int) -> GpuBlocks:
@@ -79,13 +80,13 @@ def _query_kernel(
         at = pl.ds(index * block, block)
         mask = load_mask(index * block, block, keys, padded, width, edge=masked)
         k, v = (plgpu.load(ref.at[at, :], mask=mask, other=None if mask is None else 0) for ref in (key_ref, value_ref))
-        scores = jnp.dot(query, k.T, preferred_element_type=jnp.float32)
+        scores = dot(query, k.T)
         weights = jnp.exp2(scores * to_base_2 - log_sum[:, None])
         if masked:
             weights = jnp.where(seen_of(index * block, block, start, stop), weights, 0.0)
-        d_weights = jnp.dot(d_out, v.T, preferred_element_type=jnp.float32)
+        d_weights = dot(d_out, v.T)
         d_scores = weights * (d_weights - delta[:, None])
-        return d_query + jnp.dot(d_scores.astype(k.dtype), k, preferred_element_type=jnp.float32)
+        return d_query + dot(d_scores.astype(k.dtype), k)
 
     d_query = walk(add, jnp.zeros((rows, padded), jnp.float32), start, stop, keys, block) * width**-0.5
     plgpu.store(d_query_ref, d_query.astype(d_query_ref.dtype), mask=tile_mask)
@@ -139,13 +140,13 @@ def _key_kernel(
                 for ref in (query_ref, d_out_ref)
             )
             # keys × queries, so that both sums over queries take their left side as it is
-            scores = jnp.dot(key, query.T, preferred_element_type=jnp.float32)
+            scores = dot(key, query.T)
             seen = (place >= start_ref[at][None]) & (place < stop_ref[at][None])
             weights = jnp.where(seen, jnp.exp2(scores * to_base_2 - log_sum_ref[head, at][None]), 0.0)
-            d_value += jnp.dot(weights.astype(d_out.dtype), d_out, preferred_element_type=jnp.float32)
-            d_weights = jnp.dot(value, d_out.T, preferred_element_type=jnp.float32)
+            d_value += dot(weights.astype(d_out.dtype), d_out)
+            d_weights = dot(value, d_out.T)
             d_scores = weights * (d_weights - delta_ref[head, at][None])
-            d_key += jnp.dot(d_scores.astype(query.dtype), query, preferred_element_type=jnp.float32)
+            d_key += dot(d_scores.astype(query.dtype), query)
             return d_key, d_value
 
         return jax.lax.fori_loop(first, last, add, carry)
