@@ -43,7 +43,8 @@ def _interval(products: int, first: int) -> Kernel:
     """`products` of the size of the scores, over the pairs of one causal sequence: the bounds are data.
 
     Right for one sequence a row, too many for packed short ones and for frames of a film. `first` is the place of the
-    query among the operands, which the key follows: [T, N H] and [S, K H], or [T, N, H] and [S, K, H].
+    query among the operands (from the end where the size of the grid comes before them), which the key follows:
+    [T, N H] and [S, K H], or [T, N, H] and [S, K, H].
     """
 
     def flops(operands: Sequence[Any]) -> int:
@@ -57,10 +58,10 @@ def _interval(products: int, first: int) -> Kernel:
 KERNELS = {
     "interval_attention_backward_key_value": _interval(4, 0),
     "interval_attention_backward_query": _interval(3, 0),
-    "interval_attention_flat_dkv": _interval(4, 5),
-    "interval_attention_flat_dq": _interval(3, 5),
+    "interval_attention_flat_dkv": _interval(4, -4),
+    "interval_attention_flat_dq": _interval(3, -4),
     "interval_attention_forward": _interval(2, 0),
-    "interval_attention_flat": _interval(2, 3),
+    "interval_attention_flat": _interval(2, -3),
     "cache_attention": Kernel(_cache_moved, _cache_flops),
 }
 

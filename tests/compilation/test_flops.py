@@ -10,6 +10,8 @@ from jax.experimental import pallas as pl
 from jax.sharding import Mesh, PartitionSpec
 
 from omni_jax.compilation.flops import count_flops
+from omni_jax.kernels.interval_attention import interval_attention
+from omni_jax.kernels.target import Target, assume_target
 
 SIZES = st.integers(1, 9)
 
@@ -108,3 +110,22 @@ def kernel(cost):
 def test_a_kernel_counts_its_body_for_each_step_of_the_grid_or_what_its_estimate_says():
     assert flops(kernel(None), (32, 8)).total == 4 * 2 * 8**3
     assert flops(kernel(pl.CostEstimate(flops=77, transcendentals=0, bytes_accessed=0)), (32, 8)).total == 77
+
+
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_attention_of_a_long_sequence_counts_its_causal_half(platform):
+    """Forward two products over half of all pairs; backward seven, in two kernels that both make the scores again."""
+    length, heads, kv_heads, width = 1024, 4, 2, 128
+    query, key = (jax.ShapeDtypeStruct((length, n, width), jnp.bfloat16) for n in (heads, kv_heads))
+    place = jnp.arange(length)
+
+    def total(query, key, value):
+        return interval_attention(query, key, value, place * 0, place + 1).astype(jnp.float32).sum()
+
+    products = length * length * heads * width  # one product over half of the pairs
+    with assume_target(Target(platform, {"tpu": "v5e", "gpu": "h100"}[platform])):
+        forward = count_flops(jax.make_jaxpr(total)(query, key, key))
+        both = count_flops(jax.make_jaxpr(jax.grad(total, argnums=(0, 1, 2)))(query, key, key))
+    assert not forward.uncounted
+    assert forward.total == 2 * products
+    assert both.total == pytest.approx(9 * products, rel=0.01)

@@ -14,8 +14,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
-from omni_jax.kernels.cache_attention.rows import heads_of_rows, lay_rows, out_like
-from omni_jax.kernels.products import dot
+from omni_jax.kernels.cache_attention.rows import heads_of_rows, lay_rows
+from omni_jax.kernels.shared import dot, out_like
 
 _MASKED = -1e30
 _LOG2_E = math.log2(math.e)

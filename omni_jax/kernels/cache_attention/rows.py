@@ -6,7 +6,6 @@ All of them read the same keys, so one product serves the group; and a block of 
 says where the block's keys end. With T = 1 this moves nothing.
 """
 
-import jax
 from jaxtyping import Array, Float
 
 
@@ -21,9 +20,3 @@ def heads_of_rows(rows: Float[Array, "B K R H"], length: int) -> Float[Array, "B
     """Undoes `lay_rows`."""
     batch, kv_heads, _, width = rows.shape
     return rows.reshape(batch, kv_heads, length, -1, width).swapaxes(1, 2).reshape(batch, length, -1, width)
-
-
-def out_like(shape, dtype, *operands) -> jax.ShapeDtypeStruct:
-    """Shape of a kernel's output; inside `jax.shard_map` it varies over the mesh axes that any operand varies over."""
-    axes = frozenset().union(*(jax.typeof(each).manual_axis_type.varying for each in operands))
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType(varying=axes))

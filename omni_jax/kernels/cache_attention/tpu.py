@@ -17,7 +17,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from omni_jax.kernels.cache_attention.block_sizes import FEW_ROWS, cache_blocks
-from omni_jax.kernels.cache_attention.rows import heads_of_rows, lay_rows, out_like
+from omni_jax.kernels.cache_attention.rows import heads_of_rows, lay_rows
+from omni_jax.kernels.shared import out_like
 from omni_jax.kernels.target import current_target
 
 _MASKED = -1e30

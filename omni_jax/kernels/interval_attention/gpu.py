@@ -25,13 +25,12 @@ from omni_jax.kernels.interval_attention.gpu_tiles import (
     GpuBlocks,
     column_mask,
     load_mask,
-    out_like,
     padded_width,
     row_mask,
     seen_of,
     walk,
 )
-from omni_jax.kernels.products import dot
+from omni_jax.kernels.shared import dot, out_like
 
 # Lengths of padded side arrays (bounds, log-sum-exp): a multiple of every block size below.
 _LARGEST_BLOCK = 128

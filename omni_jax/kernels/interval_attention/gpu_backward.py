@@ -17,13 +17,12 @@ from omni_jax.kernels.interval_attention.gpu_tiles import (
     GpuBlocks,
     column_mask,
     load_mask,
-    out_like,
     padded_width,
     row_mask,
     seen_of,
     walk,
 )
-from omni_jax.kernels.products import dot
+from omni_jax.kernels.shared import dot, out_like
 
 
 def backward_blocks(itemsize: int) -> GpuBlocks:

@@ -70,11 +70,5 @@ def load_mask(first, rows: int, length: int, padded: int, width: int, *, edge: b
     return mask
 
 
-def out_like(shape, dtype, *operands) -> jax.ShapeDtypeStruct:
-    """Shape of a kernel's output; inside `jax.shard_map` it varies over the mesh axes that any operand varies over."""
-    axes = frozenset().union(*(jax.typeof(each).manual_axis_type.varying for each in operands))
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType(varying=axes))
-
-
 def _ceil_div(x, block: int):
     return jax.lax.div(x + (block - 1), block)

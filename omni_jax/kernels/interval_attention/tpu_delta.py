@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from omni_jax.kernels.interval_attention.tpu_parts import dot, head_tile, shape_like
+from omni_jax.kernels.interval_attention.tpu_parts import dot, head_tile
+from omni_jax.kernels.shared import out_like
 
 
 def _kernel(out, dout, delta, *, head_dim: int, length: int):
@@ -40,7 +41,7 @@ def row_sums(out, dout, like, *, head_dim: int, lanes: int, block: int, interpre
         grid=(like.shape[0], pl.cdiv(out.shape[0], block)),
         in_specs=[of_q, of_q],
         out_specs=pl.BlockSpec((1, like.shape[1], block), lambda h, i: (h, 0, i)),
-        out_shape=shape_like(like.shape, jnp.float32, out, dout),
+        out_shape=out_like(like.shape, jnp.float32, out, dout),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         interpret=interpret,
         name="interval_attention_row_sums",

@@ -23,8 +23,8 @@ from omni_jax.kernels.interval_attention.tpu_parts import (
     heads_of,
     mask_cap,
     round_up,
-    shape_like,
 )  # fmt: skip
+from omni_jax.kernels.shared import out_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +137,10 @@ def flat_forward(schedule: Schedule, bounds, query, key, value, *, sizes: FlatSi
         lambda h, i, owner, word: (chunk_start(word[i], sizes.chunk, keys), h * sizes.lanes),
     )
     inputs = (bounds, query, key, value)
-    out_specs, out_shape = [of_q], [shape_like(query.shape, query.dtype, *inputs)]
+    out_specs, out_shape = [of_q], [out_like(query.shape, query.dtype, *inputs)]
     if save:
         out_specs.append(pl.BlockSpec((1, sizes.heads, sizes.block), lambda h, i, owner, word: (h, 0, owner[i])))
-        out_shape.append(shape_like((steps, sizes.heads, bounds.shape[1]), jnp.float32, *inputs))
+        out_shape.append(out_like((steps, sizes.heads, bounds.shape[1]), jnp.float32, *inputs))
     out, *lse = pl.pallas_call(
         functools.partial(_kernel, sizes=sizes, keys=keys),
         grid_spec=pltpu.PrefetchScalarGridSpec(

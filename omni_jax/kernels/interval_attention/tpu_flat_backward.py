@@ -25,9 +25,9 @@ from omni_jax.kernels.interval_attention.tpu_parts import (
     join_heads,
     mask_cap,
     only_rows,
-    shape_like,
     slice_of_head,
 )  # fmt: skip
+from omni_jax.kernels.shared import out_like
 
 
 def _query_kernel(owners, words, bounds, lse, delta, q, k, v, dout, dq, weights, cap, sums, *, sizes, keys):
@@ -95,7 +95,7 @@ def flat_backward_queries(
                 pltpu.VMEM((sizes.kv_heads * sizes.group * sizes.head_dim, sizes.block), jnp.float32),
             ],
         ),
-        out_shape=shape_like(query.shape, query.dtype, *inputs),
+        out_shape=out_like(query.shape, query.dtype, *inputs),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=sizes.vmem_limit
         ),
@@ -178,7 +178,7 @@ def flat_backward_keys(schedule: Schedule, bounds, lse, delta, query, key, value
                 pltpu.VMEM((sizes.block, width), jnp.float32),
             ],
         ),
-        out_shape=[shape_like(x.shape, x.dtype, *inputs) for x in (key, value)],
+        out_shape=[out_like(x.shape, x.dtype, *inputs) for x in (key, value)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=sizes.vmem_limit
         ),

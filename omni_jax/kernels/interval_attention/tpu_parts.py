@@ -96,10 +96,3 @@ def only_rows(x: jax.Array, count: jax.Array) -> jax.Array:
     """Zeros in the rows from `count` on: a block that reaches beyond its array holds anything there, also NaN."""
     row = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
     return jnp.where(row < count, x, jnp.zeros_like(x))
-
-
-def shape_like(shape: tuple[int, ...], dtype, *arrays: jax.Array) -> jax.ShapeDtypeStruct:
-    """An output that varies over the mesh axes that any of the inputs varies over (for `jax.shard_map`)."""
-    joined = jax.typeof(sum(x.reshape(-1)[0].astype(jnp.float32) for x in arrays))  # JAX knows how to join them
-    name = "manual_axis_type" if hasattr(joined, "manual_axis_type") else "vma"  # renamed in JAX 0.10
-    return jax.ShapeDtypeStruct(shape, dtype, **{name: getattr(joined, name)})

@@ -28,8 +28,8 @@ from omni_jax.kernels.interval_attention.tpu_parts import (
     heads_of,
     mask_cap,
     round_up,
-    shape_like,
 )  # fmt: skip
+from omni_jax.kernels.shared import out_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +128,11 @@ def window_forward(bounds, query, key, value, *, sizes: WindowSizes, save: bool,
     of_kv = pl.BlockSpec(
         (pl.Element(sizes.chunk), pl.Element(sizes.lanes)), lambda h, i: (sizes.first_key(i, keys), h * sizes.lanes)
     )
-    out_specs, out_shape = [of_q], [shape_like(query.shape, query.dtype, bounds, query, key, value)]
+    out_specs, out_shape = [of_q], [out_like(query.shape, query.dtype, bounds, query, key, value)]
     if save:
         heads = round_up(sizes.group * sizes.kv_heads, 8)
         out_specs.append(pl.BlockSpec((1, heads, sizes.block), lambda h, i: (h, 0, i)))
-        out_shape.append(shape_like((steps, heads, blocks * sizes.block), jnp.float32, bounds, query, key, value))
+        out_shape.append(out_like((steps, heads, blocks * sizes.block), jnp.float32, bounds, query, key, value))
     out, *lse = pl.pallas_call(
         functools.partial(_kernel, sizes=sizes, keys=keys),
         grid=(steps, blocks),

@@ -25,10 +25,10 @@ from omni_jax.kernels.interval_attention.tpu_parts import (
     mask_cap,
     only_rows,
     round_up,
-    shape_like,
     slice_of_head,
 )  # fmt: skip
 from omni_jax.kernels.interval_attention.tpu_window import WindowSizes
+from omni_jax.kernels.shared import out_like
 
 
 def _kernel(
@@ -121,7 +121,7 @@ def window_backward(bounds, lse, delta, query, key, value, dout, *, sizes: Windo
         grid=(steps, max(of_queries, of_keys) + 1),
         in_specs=[pl.BlockSpec((8, block), lambda h, i: (0, asked(i))), of_row, of_row, of_q, of_kv, of_kv, of_q],
         out_specs=[of_q, finished, finished],
-        out_shape=[shape_like(x.shape, x.dtype, *inputs) for x in (query, key, value)],
+        out_shape=[out_like(x.shape, x.dtype, *inputs) for x in (query, key, value)],
         scratch_shapes=[
             pltpu.VMEM((sizes.waiting, sizes.chunk, block), jnp.float32),
             pltpu.VMEM((sizes.chunk, block), jnp.float32),
