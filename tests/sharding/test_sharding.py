@@ -82,16 +82,18 @@ def test_answers_of_a_mesh_equal_those_of_one_device(tiny_checkpoint):
         from omni_jax.sharding.mesh import make_mesh
         picture = np.random.default_rng(0).integers(0, 255, (80, 120, 3)).astype(np.uint8)
         content = [{{"type": "image", "image": picture}}, {{"type": "text", "text": "What is it?"}}]
-        answers = []
-        for mesh in (None, make_mesh(fsdp=4, tensor=2)):
-            sampler = load_sampler({str(tiny_checkpoint[1])!r}, mesh=mesh, chunk=64)
-            request = sampler.prepare([{{"role": "user", "content": content}}])
-            answers.append(sampler.generate([request], SamplingOptions(max_new_tokens=10))[0].token_ids)
-        kernel = sampler.params["thinker"]["layers"]["mlp"]["up"]["kernel"]
-        assert kernel.addressable_shards[0].data.size * 8 == kernel.size
-        print(answers[0] == answers[1], len(answers[0]))
+        for weights in (None, "int8"):
+            answers = []
+            for mesh in (None, make_mesh(fsdp=4, tensor=2)):
+                sampler = load_sampler({str(tiny_checkpoint[1])!r}, mesh=mesh, chunk=64, weights=weights)
+                request = sampler.prepare([{{"role": "user", "content": content}}])
+                answers.append(sampler.generate([request], SamplingOptions(max_new_tokens=10))[0].token_ids)
+            kernel = sampler.params["thinker"]["layers"]["mlp"]["up"]["kernel"]
+            kernel = getattr(kernel, "qvalue", kernel)
+            assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+            print(answers[0] == answers[1], len(answers[0]))
     """)
-    assert printed.split() == ["True", "10"]
+    assert printed.split() == ["True", "10"] * 2
 
 
 def test_speech_of_a_mesh_equals_that_of_one_device(tiny_checkpoint):
