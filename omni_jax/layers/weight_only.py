@@ -4,7 +4,9 @@ The matrix is converted to the compute dtype on its way into the product, so wha
 product and its accumulation are what they were. The container is qwix's `QArray` (qvalue, scale).
 """
 
+import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -50,10 +52,7 @@ def contracted_axes(name: str, axes: tuple[str | None, ...], shape: tuple[int, .
         axes: its logical axes; those of a stacked parameter begin with "layers".
     """
     first = 1 if axes and axes[0] == "layers" else 0
-    size = 1
-    for length in shape[first:]:
-        size *= length
-    if size < _LEAST or len(shape) - first < 2 or "conv_kernel" in axes:
+    if math.prod(shape[first:]) < _LEAST or len(shape) - first < 2 or "conv_kernel" in axes:
         return None
     if name == "embedding":
         return (len(shape) - 1,)
@@ -77,14 +76,28 @@ def quantised_sharding(sharding: NamedSharding, contracted: tuple[int, ...], lik
     return type(like)(sharding, NamedSharding(sharding.mesh, scale), None, like.qtype)
 
 
-def quantise_params(params: Mapping[str, Any], axes: Mapping[str, Any]) -> dict[str, Any]:
-    """Quantises every large matrix of a nested dict of parameters, given their logical axes.
+def as_int8(name: str, axes: tuple[str | None, ...], parameter: Array, *, split: bool = False) -> Any:
+    """A parameter as it is stored: quantised, or as it is where that is not worth it.
 
-    For parameters that are already in memory; `omni_jax/sampling/load.py` quantises one at a time while it reads.
+    Args:
+        name, axes: see `contracted_axes`.
+        split: value and scale stay on the devices of a mesh that the parameter is spread over.
+    """
+    contracted = contracted_axes(name, axes, parameter.shape)
+    if contracted is None:
+        return parameter
+    store = partial(quantise, contracted=contracted)
+    places = quantised_sharding(parameter.sharding, contracted, jax.eval_shape(store, parameter)) if split else None
+    return jax.jit(store, out_shardings=places)(parameter)
+
+
+def quantise_params(params: Mapping[str, Any], axes: Mapping[str, Any]) -> dict[str, Any]:
+    """`as_int8` of every parameter of a nested dict that is already in memory, given their logical axes.
+
+    `omni_jax/sampling/load.py` quantises one at a time while it reads.
     """
 
     def one(path, names, leaf):
-        contracted = contracted_axes(path[-1].key, names, leaf.shape)
-        return leaf if contracted is None else jax.jit(quantise, static_argnums=1)(leaf, contracted)
+        return as_int8(path[-1].key, names, leaf)
 
     return jax.tree_util.tree_map_with_path(one, axes, params, is_leaf=lambda node: isinstance(node, tuple))

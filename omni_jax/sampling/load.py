@@ -14,7 +14,7 @@ from omni_jax.config_json import read_config, read_json_object, read_processor_c
 from omni_jax.errors import ConfigError
 from omni_jax.interop.restore import restore_params
 from omni_jax.interop.weight_table import flatten
-from omni_jax.layers.weight_only import contracted_axes, quantise, quantised_sharding
+from omni_jax.layers.weight_only import as_int8
 from omni_jax.models.logical_axes import logical_axes
 from omni_jax.sampling.generate import Sampler
 from omni_jax.sharding.rules import SAMPLING, shardings
@@ -81,15 +81,8 @@ def load_params(
     axes = dict(flatten(logical_axes(config, components)[0]))
 
     def store(path: str, leaf: jax.Array) -> Any:
-        contracted = contracted_axes(path.rsplit("/", 1)[-1], axes[path], leaf.shape)
-        if contracted is None:
-            return leaf
-        places = None
-        if placement is not None:
-            like = jax.eval_shape(lambda x: quantise(x, contracted), leaf)
-            places = quantised_sharding(leaf.sharding, contracted, like)
-        stored = jax.jit(lambda x: quantise(x, contracted), out_shardings=places)(leaf)
-        return jax.block_until_ready(stored)
+        stored = as_int8(path.rsplit("/", 1)[-1], axes[path], leaf, split=placement is not None)
+        return jax.block_until_ready(stored)  # or the next would be read while this one is still whole
 
     return restore_params(folder, config, **common, transform=store)
 
