@@ -102,7 +102,9 @@ def test_ids_are_those_of_the_published_template(tokenizer, name, options):
     assert placeholder_ids(render(messages, tokenizer, **options), tokenizer) == published_ids(messages, **options)
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+# Without the spelling of special tokens, which hypothesis takes from our sources: as text they stay text with us, the
+# published template makes tokens of them.
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lambda text: "<|" not in text)
 items = st.one_of(texts.map(words), st.sampled_from([IMAGE, AUDIO, VIDEO]))
 messages = st.builds(
     lambda role, content: {"role": role, "content": content},
