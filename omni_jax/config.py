@@ -196,12 +196,81 @@ class Token2WavConfig:
 
 
 @dataclass(frozen=True)
+class SpeechTokenizerConfig:
+    """Waveform to speech codes, one for 20 ms: layers of the audio encoder, in the same blocks, then a quantiser.
+
+    `route` says how codes come about, and so which parameters there are (models/speech_tokenizer.py):
+
+        inversion   all `encoder_layers`, then a classifier over the codes of a published decoder
+        scratch     `quantizer_layer` layers, then finite scalar quantisation; the layers after it recognise text
+                    (`text_vocab_size` labels, 0 the blank) and a small decoder restores the mel, both for training
+
+    No tokenizer of Qwen2.5-Omni is published. Width, depth, blocks and the place of the quantiser are those of its
+    sibling Qwen3-TTS (arXiv:2601.15621), and the codes fit the published DiT, whose table has 8,194 rows.
+    """
+
+    d_model: int
+    encoder_layers: int
+    encoder_attention_heads: int
+    encoder_ffn_dim: int
+    route: str = "inversion"
+    num_mel_bins: int = 128
+    n_window: int = 100
+    num_codes: int = 8192
+    quantizer_layer: int = 6
+    levels: tuple[int, ...] = (8, 8, 8, 16)
+    text_vocab_size: int = 257
+    decoder_channels: int = 512
+    target_mel_bins: int = 80
+    initializer_range: float = 0.02
+    source: Mapping[str, Any] = _source()
+
+    @property
+    def encoder(self) -> AudioEncoderConfig:
+        """The audio encoder whose layers these are."""
+        return AudioEncoderConfig(
+            d_model=self.d_model,
+            encoder_layers=self.encoder_layers,
+            encoder_attention_heads=self.encoder_attention_heads,
+            encoder_ffn_dim=self.encoder_ffn_dim,
+            output_dim=self.d_model,
+            num_mel_bins=self.num_mel_bins,
+            n_window=self.n_window,
+            initializer_range=self.initializer_range,
+        )
+
+    @property
+    def coding_layers(self) -> int:
+        """Layers between the mel and the codes."""
+        return self.encoder_layers if self.route == "inversion" else self.quantizer_layer
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """What judges the vocoder's waveform in training: by periods (HiFi-GAN) and by spectrograms (UnivNet, BigVGAN).
+
+    resolutions: (FFT size, hop, window) in samples.
+    """
+
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    period_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
+    resolutions: tuple[tuple[int, int, int], ...] = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
+    resolution_channels: int = 32
+    source: Mapping[str, Any] = _source()
+
+
+@dataclass(frozen=True)
 class OmniConfig:
-    """The whole model. `talker_config` and `token2wav_config` are None for a checkpoint that cannot speak."""
+    """The whole model. `talker_config` and `token2wav_config` are None for a checkpoint that cannot speak.
+
+    `speech_tokenizer_config` and `discriminator_config` are of components that no published checkpoint has.
+    """
 
     thinker_config: ThinkerConfig
     talker_config: TalkerConfig | None = None
     token2wav_config: Token2WavConfig | None = None
+    speech_tokenizer_config: SpeechTokenizerConfig | None = None
+    discriminator_config: DiscriminatorConfig | None = None
     source: Mapping[str, Any] = _source()
 
     @property
@@ -235,3 +304,27 @@ class ProcessorConfig:
     temporal_patch_size: int = 2
     merge_size: int = 2
     source: Mapping[str, Any] = _source()
+
+
+@dataclass(frozen=True)
+class SpeechMelConfig:
+    """The log mel of speech that the DiT makes and the vocoder reads, 100 frames a second.
+
+    The published model's own settings are not public. These are of the one public mel of its family (Qwen3-TTS,
+    `speech_vq`; see input_pipeline/voice_mel.py): magnitudes of 40 ms Hann windows, 80 Slaney bins up to 8 kHz,
+    natural logarithm, floor 1e-5. That one is computed at 16 kHz with a transform of 1024; at 24 kHz, 1536 gives the
+    same frequencies, so that both are one mel but for their gain, which `scale` takes out.
+    """
+
+    sampling_rate: int = 24000
+    n_fft: int = 1536
+    hop_length: int = 240
+    win_length: int = 960
+    num_mel_bins: int = 80
+    fmax: float = 8000.0
+    floor: float = 1e-5
+
+    @property
+    def scale(self) -> float:
+        """Of the magnitudes: those of a transform grow with the samples of its window."""
+        return 640 / self.win_length

@@ -41,6 +41,8 @@ PLACES: dict[type, dict[str, list[JsonPath]]] = {
     },
     C.BigVGANConfig: {},
     C.Token2WavConfig: {},
+    C.SpeechTokenizerConfig: {},
+    C.DiscriminatorConfig: {},
     C.OmniConfig: {},
     C.ProcessorConfig: {
         "num_mel_bins": [("feature_size",)],
@@ -80,6 +82,8 @@ COMPONENTS: dict[type, dict[str, type]] = {
         "thinker_config": C.ThinkerConfig,
         "talker_config": C.TalkerConfig,
         "token2wav_config": C.Token2WavConfig,
+        "speech_tokenizer_config": C.SpeechTokenizerConfig,
+        "discriminator_config": C.DiscriminatorConfig,
     },
     C.ThinkerConfig: {
         "audio_config": C.AudioEncoderConfig,
@@ -224,6 +228,8 @@ def _typed(field: dataclasses.Field, value: Any, where: str) -> Any:
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{where} = {value} is out of range. Give a finite number, at least 0.")
             return float(value)
+    if kind is str and isinstance(value, str):
+        return value
     if get_origin(kind) is tuple and _holds(value, kind):
         return tuple(tuple(item) if isinstance(item, (list, tuple)) else item for item in value)
     name = kind if get_origin(kind) else kind.__name__
@@ -250,6 +256,12 @@ def _check(config: Any, where: str) -> None:
         if not condition:
             raise ConfigError(f"{where}: {message}")
 
+    if isinstance(config, C.SpeechTokenizerConfig):
+        need(config.route in ("inversion", "scratch"), f"route {config.route!r} must be inversion or scratch.")
+        need(config.d_model % config.encoder_attention_heads == 0, "d_model must divide by encoder_attention_heads.")
+        if config.route == "scratch":
+            need(math.prod(config.levels) == config.num_codes, f"the levels must multiply to {config.num_codes}.")
+            need(config.quantizer_layer < config.encoder_layers, "quantizer_layer must be below encoder_layers.")
     if isinstance(config, C.AudioEncoderConfig):
         need(config.d_model % config.encoder_attention_heads == 0, "d_model must divide by encoder_attention_heads.")
         need(config.n_window % 2 == 0, "n_window must be even, so that pooled pairs do not cross blocks.")

@@ -28,6 +28,10 @@ class CheckpointError(OmniError):
     """A checkpoint is missing, incomplete, corrupt, or does not fit the configuration."""
 
 
+class DataError(OmniError):
+    """Training data is malformed, corrupt beyond the stated share, or not what a run was begun with."""
+
+
 class ShardingError(OmniError):
     """A parameter axis does not divide over its mesh axis."""
 

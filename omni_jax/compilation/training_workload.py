@@ -42,7 +42,7 @@ def train(options: Options) -> Workload:
     trainer = Trainer(
         options.config,
         ("thinker",),
-        text_loss(options.config, dtype=dtype, remat=True),
+        text_loss(options.config, dtype=dtype, remat="full"),
         make_optimizer(OptimizerConfig()),
         mesh,
     )

@@ -26,6 +26,7 @@ from omni_jax.layers.kv_cache import KVCache
 from omni_jax.layers.linear import Linear
 from omni_jax.layers.norms import RMSNorm
 from omni_jax.layers.partitioning import LENGTH, constrain, over_mesh, spec, stripe, unstripe
+from omni_jax.layers.remat import rematerialised
 from omni_jax.layers.rotary import Tables, rotate, tmrope_tables
 
 
@@ -94,7 +95,7 @@ class Decoder(nn.Module):
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     unrolled: bool = False
-    remat: bool = False
+    remat: str = "none"
     trace: bool = False
 
     @nn.compact
@@ -130,7 +131,7 @@ class Decoder(nn.Module):
         )
         tables = tuple(table.astype(self.dtype) for table in tables)
 
-        layer = nn.remat(DecoderLayer, prevent_cse=False) if self.remat else DecoderLayer
+        layer = rematerialised(DecoderLayer, self.remat)
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype, trace=self.trace)
         if self.unrolled:
             outputs = []

@@ -27,7 +27,7 @@ def tmrope_tables(position_ids: Int[Array, "3 B T"], *, head_dim: int, sections:
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def axial_tables(coordinates: Int[Array, "P 2"], *, head_dim: int, theta: float) -> Tables:
+def axial_tables(coordinates: Int[Array, "*B P 2"], *, head_dim: int, theta: float) -> Tables:
     """Cosine and sine tables [P, H] of the vision encoder: the first quarter turns with the row, the next with
     the column, and the two quarters repeat.
 

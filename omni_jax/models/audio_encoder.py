@@ -17,6 +17,7 @@ from omni_jax.layers.feed_forward import GeluFeedForward
 from omni_jax.layers.interval_attention import attend_intervals
 from omni_jax.layers.linear import Linear
 from omni_jax.layers.norms import LayerNorm
+from omni_jax.layers.remat import rematerialised
 
 
 class AudioEncoderLayer(nn.Module):
@@ -65,6 +66,7 @@ class AudioEncoder(nn.Module):
     config: AudioEncoderConfig
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    remat: str = "none"
     trace: bool = False
 
     @nn.compact
@@ -83,24 +85,10 @@ class AudioEncoder(nn.Module):
         """
         config = self.config
         common = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        heard = jnp.arange(mel.shape[1]) < frames[:, None]
-        x = mel.astype(self.dtype) * heard[..., None].astype(self.dtype)
-        x = jax.nn.gelu(Conv1d(config.d_model, 3, dtype=self.dtype, name="conv1")(x), approximate=False)
-        # the bias makes padding non-zero; the next convolution must not see it
-        x = x * heard[..., None].astype(self.dtype)
-        x = Conv1d(config.d_model, 3, stride=2, dtype=self.dtype, name="conv2")(x)
-        x = jax.nn.gelu(x, approximate=False)
-        x = x + sinusoids(x.shape[1], config.d_model).astype(self.dtype)
-
+        x = convolved(mel, frames, config.d_model, self.dtype)
         seen = seen_positions(frames, x.shape[1])
-        x, outputs = nn.scan(
-            AudioEncoderLayer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast,),
-            length=config.encoder_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, trace=self.trace, name="layers", **common)(x, seen)
+        layers = stacked_layers(config.encoder_layers, self.remat)
+        x, outputs = layers(config, trace=self.trace, name="layers", **common)(x, seen)
 
         x = x.reshape(x.shape[0], x.shape[1] // 2, 2, config.d_model).mean(axis=2)
         x = LayerNorm(name="final_norm", param_dtype=self.param_dtype)(x)
@@ -114,6 +102,31 @@ class AudioEncoder(nn.Module):
             self.param_dtype,
         )
         return x, outputs
+
+
+def convolved(mel: Float[Array, "G F M"], frames: Int[Array, "G"], width: int, dtype: DTypeLike) -> Array:
+    """Mel blocks to positions [G, F / 2, D], one for 20 ms, with their place in the block added.
+
+    Called inside a module, whose `conv1` and `conv2` it makes.
+    """
+    heard = (jnp.arange(mel.shape[1]) < frames[:, None])[..., None].astype(dtype)
+    x = jax.nn.gelu(Conv1d(width, 3, dtype=dtype, name="conv1")(mel.astype(dtype) * heard), approximate=False)
+    # the bias makes padding non-zero; the next convolution must not see it
+    x = Conv1d(width, 3, stride=2, dtype=dtype, name="conv2")(x * heard)
+    x = jax.nn.gelu(x, approximate=False)
+    return x + sinusoids(x.shape[1], width).astype(dtype)
+
+
+def stacked_layers(length: int, remat: str = "none") -> type[nn.Module]:
+    """`AudioEncoderLayer`, `length` times, as one module over stacked parameters."""
+    return nn.scan(
+        rematerialised(AudioEncoderLayer, remat),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast,),
+        length=length,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
 
 
 def seen_positions(frames: Int[Array, "G"], length: int) -> tuple[Int[Array, "G T"], Int[Array, "G T"]]:

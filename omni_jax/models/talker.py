@@ -34,7 +34,7 @@ class Talker(nn.Module):
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     unrolled: bool = False
-    remat: bool = False
+    remat: str = "none"
     trace: bool = False
 
     def setup(self) -> None:

@@ -4,6 +4,8 @@ Patches arrive in window order (`input_pipeline/packing.py`), so windows are con
 do on the device; the merged tokens come out in window order too, and the prompt's source rows point into it.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.config import VisionEncoderConfig
 from omni_jax.layers.feed_forward import GatedFeedForward
-from omni_jax.layers.interval_attention import attend_packed_blocks
+from omni_jax.layers.interval_attention import attend_intervals, attend_packed_blocks
 from omni_jax.layers.linear import Linear
 from omni_jax.layers.norms import RMSNorm
+from omni_jax.layers.remat import rematerialised
 from omni_jax.layers.rotary import Tables, axial_tables, rotate
 
 
@@ -35,6 +38,15 @@ class VisionLayout:
     frame_home: Int[Array, "P"]
 
 
+@struct.dataclass
+class VisionBounds:
+    """As `VisionLayout`, for packed rows of a batch (training): each patch sees patches bounds[0] <= p < bounds[1]."""
+
+    coordinates: Int[Array, "B P 2"]
+    window: Int[Array, "B P 2"]
+    frame: Int[Array, "B P 2"]
+
+
 class VisionLayer(nn.Module):
     config: VisionEncoderConfig
     dtype: DTypeLike
@@ -42,13 +54,16 @@ class VisionLayer(nn.Module):
     trace: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "P D"], whole_frame: Array, tables: Tables, layout: VisionLayout):
+    def __call__(
+        self, x: Float[Array, "*B P D"], whole_frame: Array, tables: Tables, layout: VisionLayout | VisionBounds
+    ):
         config = self.config
         width, heads, head_dim = config.hidden_size, config.num_heads, config.head_dim
         common = dict(dtype=self.dtype, param_dtype=self.param_dtype, stddev=config.initializer_range)
         norm = dict(epsilon=config.rms_norm_eps, param_dtype=self.param_dtype)
 
-        out = _Attention(width, heads, head_dim, name="attention", **common)(
+        window_patches = (config.window_cells * config.spatial_merge_size) ** 2
+        out = _Attention(width, heads, head_dim, window_patches, name="attention", **common)(
             RMSNorm(name="attention_norm", **norm)(x), whole_frame, tables, layout
         )
         x = x + out
@@ -61,6 +76,7 @@ class _Attention(nn.Module):
     width: int
     heads: int
     head_dim: int
+    window_patches: int
     dtype: DTypeLike
     param_dtype: DTypeLike
     stddev: float
@@ -75,15 +91,23 @@ class _Attention(nn.Module):
         )
         # the published encoder rotates in float32 whatever its dtype
         query, key = (rotate(part, tables, dtype=jnp.float32) for part in (query, key))
-        out = jax.lax.cond(
-            whole_frame,
-            lambda q, k, v: attend_packed_blocks(q, k, v, slots=layout.frame_slots, home=layout.frame_home),
-            lambda q, k, v: attend_packed_blocks(q, k, v, slots=(layout.window_slots,), home=layout.window_home),
-            query,
-            key,
-            value,
-        )
+        whole, windowed = _attentions(layout, self.window_patches)
+        out = jax.lax.cond(whole_frame, whole, windowed, query, key, value)
         return Linear(shape, (self.width,), ("heads", "head_dim", "embed"), name="out", **common)(out)
+
+
+def _attentions(layout: VisionLayout | VisionBounds, window_patches: int) -> tuple[Callable, Callable]:
+    """Attention within whole frames, and within windows."""
+    if isinstance(layout, VisionBounds):
+        frame, window = ((bounds[..., 0], bounds[..., 1]) for bounds in (layout.frame, layout.window))
+        return (
+            lambda q, k, v: attend_intervals(q, k, v, *frame),
+            lambda q, k, v: attend_intervals(q, k, v, *window, reach=window_patches),
+        )
+    return (
+        lambda q, k, v: attend_packed_blocks(q, k, v, slots=layout.frame_slots, home=layout.frame_home),
+        lambda q, k, v: attend_packed_blocks(q, k, v, slots=(layout.window_slots,), home=layout.window_home),
+    )
 
 
 class PatchMerger(nn.Module):
@@ -94,12 +118,12 @@ class PatchMerger(nn.Module):
     param_dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "P D"]) -> Float[Array, "Q H"]:
+    def __call__(self, x: Float[Array, "*B P D"]) -> Float[Array, "*B Q H"]:
         config = self.config
         common = dict(use_bias=True, dtype=self.dtype, param_dtype=self.param_dtype, stddev=config.initializer_range)
         x = RMSNorm(epsilon=config.rms_norm_eps, param_dtype=self.param_dtype, name="norm")(x)
         merged = config.hidden_size * config.spatial_merge_size**2
-        x = x.reshape(-1, merged)
+        x = x.reshape(*x.shape[:-2], -1, merged)
         x = jax.nn.gelu(Linear((merged,), (merged,), ("embed", "mlp"), name="up", **common)(x), approximate=False)
         return Linear((merged,), (config.out_hidden_size,), ("mlp", "embed"), name="down", **common)(x)
 
@@ -110,13 +134,16 @@ class VisionEncoder(nn.Module):
     config: VisionEncoderConfig
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    remat: str = "none"
     trace: bool = False
 
     @nn.compact
     def __call__(
-        self, patches: Float[Array, "P C"], layout: VisionLayout
-    ) -> tuple[Float[Array, "Q H"], Float[Array, "L P D"] | None]:
+        self, patches: Float[Array, "*B P C"], layout: VisionLayout | VisionBounds
+    ) -> tuple[Float[Array, "*B Q H"], Float[Array, "L *B P D"] | None]:
         """Encodes packed patches (window order; rows without a block are padding and give garbage tokens).
+
+        A batch of packed rows comes with `VisionBounds`.
 
         Returns:
             Q = P / 4 tokens in window order, and each layer's output when `trace` is set.
@@ -131,7 +158,7 @@ class VisionEncoder(nn.Module):
         whole_frame = np.zeros(config.depth, bool)
         whole_frame[list(config.fullatt_block_indexes)] = True
         x, outputs = nn.scan(
-            VisionLayer,
+            rematerialised(VisionLayer, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),

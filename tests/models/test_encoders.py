@@ -10,9 +10,10 @@ import pytest
 
 from input_pipeline.packing import pack_audio, pack_vision
 from input_pipeline.patches import Patches
+from omni_jax.errors import ConfigError
 from omni_jax.interop import reference
 from omni_jax.models.audio_encoder import AudioEncoder, sinusoids
-from omni_jax.models.vision_encoder import VisionEncoder
+from omni_jax.models.vision_encoder import VisionBounds, VisionEncoder
 from omni_jax.sampling.generate import vision_layout
 from omni_jax.sampling.load import load_sampler
 
@@ -125,3 +126,44 @@ def test_parameters_carry_logical_axes():
     boxed = AudioEncoder(config).init(jax.random.key(0), jnp.zeros((1, 200, 128)), jnp.array([200]))["params"]
     leaves = jax.tree.leaves(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
     assert leaves and all(isinstance(leaf, nn.LogicallyPartitioned) for leaf in leaves)
+
+
+def bounds_of(batch) -> tuple[np.ndarray, np.ndarray]:
+    """[P, 2]: the window and the frame of each patch of a packed batch; padding sees itself."""
+    place = np.arange(len(batch.patches))
+    itself = np.stack([place, place + 1], axis=1)
+    window, frame = itself.copy(), itself.copy()
+    for runs, table in ((window, batch.window_slots), *((frame, each) for each in batch.frame_slots)):
+        for held in table:
+            held = held[held < len(place)]
+            if len(held):
+                runs[held] = held[0], held[-1] + 1
+    return window, frame
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+def test_rows_of_a_batch_are_encoded_as_each_alone(models, remat):
+    """Training packs pictures row by row and gives bounds; answering packs all and gives tables."""
+    params, config, _ = models
+    variables = {"params": params["vision_encoder"]}
+    packed = [pack_vision(pictures(*grids), config.vision_config) for grids in ([(1, 4, 6), (2, 8, 4)], [(1, 10, 8)])]
+    rows = [
+        np.asarray(VisionEncoder(config.vision_config).apply(variables, jnp.asarray(b.patches), vision_layout(b))[0])
+        for b in packed
+    ]
+    bounds = [bounds_of(batch) for batch in packed]
+    layout = VisionBounds(
+        jnp.asarray(np.stack([batch.coordinates for batch in packed])),
+        *(jnp.asarray(np.stack([each[kind] for each in bounds])) for kind in range(2)),
+    )
+    together, _ = VisionEncoder(config.vision_config, remat=remat).apply(
+        variables, jnp.asarray(np.stack([batch.patches for batch in packed])), layout
+    )
+    for ours, alone, batch in zip(np.asarray(together), rows, packed):
+        np.testing.assert_allclose(ours[batch.rows], alone[batch.rows], atol=1e-5)
+
+
+def test_an_unknown_remat_policy_is_refused(models):
+    with pytest.raises(ConfigError, match="no remat policy 'some'. Policies: none, dots, full"):
+        encoder = AudioEncoder(models[1].audio_config, remat="some")
+        encoder.apply({"params": models[0]["audio_encoder"]}, jnp.zeros((1, 200, 128)), jnp.ones(1, jnp.int32))
