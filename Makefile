@@ -19,7 +19,7 @@ setup: $(READY)
 
 $(READY): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity,test,train]'
 	touch $@
 
 # Compilers of chips that are not here, for `omni-jax compile` and its tests. In a folder of their own, which only the
@@ -37,9 +37,9 @@ demo: $(READY)
 
 # Compiled programs are kept in .cache/xla, for all test processes and for the next run.
 # Each process computes with one thread, or they would fight for the processors; a file's tests share a process, and so
-# what it has compiled.
+# what it has compiled. Files go in the order of tests/conftest.py, the longest first.
 test: $(READY) $(COMPILERS)/.ready
-	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow'
+	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -46,7 +46,10 @@ _VIDEO_OPTIONS = ("use_audio", "fps")
 
 @dataclass(frozen=True)
 class TextSegment:
+    """Token ids. `target`: an assistant's words and the end of its turn, as `render_turn` tells them apart."""
+
     ids: tuple[int, ...]
+    target: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def render(
     add_generation_prompt: bool = True,
     add_vision_id: bool = False,
     add_audio_id: bool = False,
+    default_system: str | None = DEFAULT_SYSTEM_TEXT,
 ) -> list[Segment]:
     """Render a conversation as ChatML.
 
@@ -84,6 +88,7 @@ def render(
             (`{"data": base64}`).
         add_generation_prompt: end with the opening of an assistant turn.
         add_vision_id, add_audio_id: write "Picture 1: ", "Video 1: ", "Audio 1: " before each medium.
+        default_system: what a conversation without a system turn begins with; None leaves it without.
 
     Returns:
         Text and media in order. Control tokens come from the template only; written by a user, they are plain text.
@@ -100,9 +105,9 @@ def render(
     seen: Counter[Kind] = Counter()
     for number, message in enumerate(messages, start=1):
         role = _role(message, f"message {number}")
-        if number == 1 and role != "system":
+        if number == 1 and role != "system" and default_system is not None:
             writer.open("system")
-            writer.text(DEFAULT_SYSTEM_TEXT)
+            writer.text(default_system)
             writer.close()
         writer.open(role)
         for item in _items(message.get("content"), f"message {number}"):
@@ -116,6 +121,35 @@ def render(
         writer.close()
     if add_generation_prompt:
         writer.open("assistant")
+    return writer.finish()
+
+
+def render_turn(message: Mapping[str, Any], tokenizer: Tokenizer, where: str) -> list[Segment]:
+    """One turn of a conversation for training; the turns of a conversation are simply joined.
+
+    An assistant's words make a segment of their own, with the `<|im_end|>` that the model must learn to write:
+
+        <|im_start|>assistant\\n │ Hello.<|im_end|> (target) │ \\n
+
+    Ids are those of `render`, but for words that begin with a line break: there, the break of the role's line is not
+    merged with it, because the model writes its words after a prompt that has already ended.
+
+    Raises:
+        PromptError: a malformed message (the text begins with `where`), or an assistant's turn that is not text.
+    """
+    role = _role(message, where)
+    items = _items(message.get("content"), where)
+    writer = _Writer(tokenizer)
+    writer.open(role)
+    if role == "assistant":
+        media = next((item for item in items if isinstance(item, MediaSegment)), None)
+        if media is not None:
+            raise PromptError(f"{media.where}: an assistant's turn holds text, not {media.kind}. Give it to the user.")
+        writer.words("".join(items))
+    else:
+        for item in items:
+            writer.media(item) if isinstance(item, MediaSegment) else writer.text(item)
+        writer.close()
     return writer.finish()
 
 
@@ -154,6 +188,14 @@ class _Writer:
         self._cut()
         self._segments.append(segment)
 
+    def words(self, text: str) -> None:
+        """An assistant's words and the end of its turn."""
+        self._cut()
+        self.text(text)
+        self._control("<|im_end|>")
+        self._cut(target=True)
+        self.text("\n")
+
     def finish(self) -> list[Segment]:
         self._cut()
         return self._segments
@@ -166,10 +208,10 @@ class _Writer:
         self._ids += self._tokenizer.encode("".join(self._run))
         self._run = []
 
-    def _cut(self) -> None:
+    def _cut(self, *, target: bool = False) -> None:
         self._encode_run()
         if self._ids:
-            self._segments.append(TextSegment(tuple(self._ids)))
+            self._segments.append(TextSegment(tuple(self._ids), target))
         self._ids = []
 
 

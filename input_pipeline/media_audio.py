@@ -29,8 +29,8 @@ def load_audio(source: AudioSource, *, sampling_rate: int = 16000, max_seconds: 
 
     Args:
         source: path, `file://` or base64 `data:` URL, or bytes of a sound file or of a film; a `(samples, rate)` pair;
-            or a mono array at 16 kHz. Integer samples are scaled to -1..1. In 2-D arrays the shorter axis is the
-            channels.
+            or a mono array at 16 kHz. Integer samples of 8, 16 or 32 bits are scaled to -1..1. In 2-D arrays the
+            shorter axis is the channels.
         max_seconds: refuse longer sound while decoding, before it fills the memory.
 
     Raises:
@@ -102,6 +102,11 @@ def _from_array(source: np.ndarray | tuple, sampling_rate: int, max_seconds: flo
         raise MediaError(
             f"{name}: shape {samples.shape} of {samples.dtype} is not sound. Give numbers of shape [samples] or "
             "[samples, channels]."
+        )
+    if samples.dtype.kind != "f" and samples.dtype.itemsize > 4:
+        raise MediaError(
+            f"{name}: samples of {samples.dtype} do not tell what full scale is. Convert them to the type that they "
+            "were recorded in, such as int16, or to floats of -1 to 1."
         )
     if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
         samples = samples.T

@@ -22,7 +22,7 @@ def load_image(source: ImageSource) -> np.ndarray:
 
     Args:
         source: path, `file://` or base64 `data:` URL, or bytes of a PNG, JPEG, WebP, GIF or BMP file; or a uint8 array
-            [H, W], [H, W, 3] or [H, W, 4].
+            [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
 
     Raises:
         MediaError: missing, empty, damaged, cut short, too many pixels, sides further apart than 200 to 1, or not a
@@ -38,6 +38,8 @@ def load_image(source: ImageSource) -> np.ndarray:
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
     if array.dtype != np.uint8 or array.size == 0 or not (array.ndim == 2 or array.shape[2:] in ((3,), (4,))):
         raise MediaError(
             f"image array: shape {array.shape} of {array.dtype} is not a picture. Give uint8 of shape [H, W, 3]."

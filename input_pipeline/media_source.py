@@ -70,6 +70,18 @@ def media_file(source: str | Path | bytes) -> MediaFile:
     return MediaFile(str(path), path)
 
 
+def is_missing(source: object) -> bool:
+    """Whether `source` names a file that is not there (or elsewhere in the network), rather than one that is bad."""
+    if not isinstance(source, (str, Path)) or str(source).startswith("data:"):
+        return False
+    if str(source).startswith(("http://", "https://")):
+        return True
+    try:
+        return not Path(unquote(urlparse(source).path) if str(source).startswith("file://") else source).exists()
+    except (OSError, ValueError):
+        return True
+
+
 def _in_memory(kind: str, content: bytes) -> MediaFile:
     if not content:
         raise MediaError(f"{kind}: empty (0 bytes). Give the whole content of a media file.")

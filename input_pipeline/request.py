@@ -1,7 +1,8 @@
 """One conversation as numpy arrays: token ids, positions, mel features and patches, before padding.
 
 Two doors: `prepare` takes messages and reads the media; `assemble` takes token ids that hold one placeholder per
-medium, and features that are already there.
+medium, and features that are already there. Training examples go through the same rooms: `open_medium`,
+`media_features`, `place_parts`.
 """
 
 import time
@@ -88,7 +89,7 @@ def prepare(
         ConfigError: tokenizer and model disagree about a control token.
     """
     thinker, seconds = config.thinker_config, {}
-    _check_control_tokens(tokenizer, thinker)
+    check_control_tokens(tokenizer, thinker)
     with _timed(seconds, "text"):
         segments = chat.render(
             messages,
@@ -99,17 +100,17 @@ def prepare(
         )
     budget = _Budget(thinker, max_tokens)
     budget.add("text", "text", sum(len(s.ids) for s in segments if isinstance(s, chat.TextSegment)))
-    opened: list[_Opened] = []
+    opened: list[OpenMedium] = []
     with _timed(seconds, "load"):
         for segment in segments:
             if isinstance(segment, chat.MediaSegment):
-                opened.append(_open(segment, thinker, processor, use_audio_in_video))
+                opened.append(open_medium(segment, thinker, processor, use_audio_in_video))
                 budget.add(opened[-1].name, segment.kind, tmrope.token_count(opened[-1].part, _merge(thinker)))
     with _timed(seconds, "features"):
-        mels, patches = _features(opened, processor)
+        mels, patches = media_features(opened, processor)
     remaining = iter(opened)
     parts = [tmrope.Text(s.ids) if isinstance(s, chat.TextSegment) else next(remaining).part for s in segments]
-    return _place(parts, mels, patches, thinker, seconds)
+    return place_parts(parts, mels, patches, thinker, seconds)
 
 
 def assemble(
@@ -162,7 +163,7 @@ def assemble(
         mels += [] if sound is None else [sound]
         if kind != "audio":
             patches.append(feature.patches if kind == "video" else feature)
-    return _place([*parts, tmrope.Text(ids[done:])], mels, patches, thinker, {})
+    return place_parts([*parts, tmrope.Text(ids[done:])], mels, patches, thinker, {})
 
 
 def audio_tokens(mel_frames: int) -> int:
@@ -194,8 +195,12 @@ class _Budget:
 
 
 @dataclass(frozen=True, eq=False)
-class _Opened:
-    """A medium whose size is known and whose features are not yet computed."""
+class OpenMedium:
+    """A medium that is decoded, so that its size is known, and whose features are not yet computed.
+
+    name: its path or place, for messages. part: what it takes of the prompt. waveform: float32 [W], of a clip or of a
+    film that is heard. image: uint8 [H, W, 3]. frames: uint8 [T, H, W, 3].
+    """
 
     name: str
     part: tmrope.Part
@@ -204,19 +209,24 @@ class _Opened:
     frames: np.ndarray | None = None
 
 
-def _open(
+def open_medium(
     segment: chat.MediaSegment, thinker: ThinkerConfig, processor: ProcessorConfig, use_audio_in_video: bool
-) -> _Opened:
+) -> OpenMedium:
+    """Decodes a medium and finds out its size.
+
+    Raises:
+        MediaError: it cannot be read, or a film that should be heard has no sound track.
+    """
     name = _name(segment)
     side, rate = processor.patch_size, processor.sampling_rate
     if segment.kind == "audio":
         waveform = media.load_audio(segment.source, sampling_rate=rate, max_seconds=processor.max_audio_seconds)
-        return _Opened(name, tmrope.Audio(_waveform_tokens(waveform, processor, name)), waveform=waveform)
+        return OpenMedium(name, tmrope.Audio(_waveform_tokens(waveform, processor, name)), waveform=waveform)
     if segment.kind == "image":
         image = media.load_image(segment.source)
         bounds = processor.image_min_pixels, processor.image_max_pixels
         height, width = smart_resize(*image.shape[:2], side * processor.merge_size, *bounds, name=name)
-        return _Opened(name, tmrope.Image((1, height // side, width // side)), image=image)
+        return OpenMedium(name, tmrope.Image((1, height // side, width // side)), image=image)
 
     want_audio = use_audio_in_video if segment.use_audio is None else segment.use_audio
     if want_audio and not isinstance(segment.source, tuple) and not media.has_audio_track(segment.source):
@@ -229,10 +239,11 @@ def _open(
     height, width = frame_size(*video.frames.shape[1:3], groups * pair, processor, name=name)
     sound = _waveform_tokens(video.audio, processor, name) if want_audio else None
     part = tmrope.Video((groups, height // side, width // side), pair * video.seconds_per_frame, sound)
-    return _Opened(name, part, waveform=video.audio if want_audio else None, frames=video.frames)
+    return OpenMedium(name, part, waveform=video.audio if want_audio else None, frames=video.frames)
 
 
-def _features(opened: Sequence[_Opened], processor: ProcessorConfig) -> tuple[list[np.ndarray], list[Patches]]:
+def media_features(opened: Sequence[OpenMedium], processor: ProcessorConfig) -> tuple[list[np.ndarray], list[Patches]]:
+    """Mel features float32 [mel bins, L] of all sound, and patches of all pictures and films, in order."""
     mels, patches = [], []
     for item in opened:
         if item.waveform is not None:
@@ -244,13 +255,18 @@ def _features(opened: Sequence[_Opened], processor: ProcessorConfig) -> tuple[li
     return mels, patches
 
 
-def _place(
+def place_parts(
     parts: Sequence[tmrope.Part],
     mels: Sequence[np.ndarray],
     patches: Sequence[Patches],
     thinker: ThinkerConfig,
     seconds: dict[str, float],
 ) -> Request:
+    """Lays the parts out and joins them with their features.
+
+    Raises:
+        CapacityError: films reach beyond the model's positions.
+    """
     with _timed(seconds, "layout"):
         layout = tmrope.layout(parts, thinker)
     positions = thinker.text_config.max_position_embeddings
@@ -307,7 +323,8 @@ def _check_markers(ids: Sequence[int], place: int, kind: str, thinker: ThinkerCo
         )
 
 
-def _check_control_tokens(tokenizer: Tokenizer, thinker: ThinkerConfig) -> None:
+def check_control_tokens(tokenizer: Tokenizer, thinker: ThinkerConfig) -> None:
+    """Raises `ConfigError` where tokenizer and model disagree about the tokens of media."""
     expected = {
         "<|AUDIO|>": thinker.audio_token_id,
         "<|IMAGE|>": thinker.image_token_id,

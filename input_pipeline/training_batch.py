@@ -5,8 +5,8 @@ A row holds several examples end to end, told apart by segment ids (1, 2, …; 0
 
     token_ids     │ text … <audio> <audio> … text │ text … <image> … text │ padding
     segment_ids   │ 1  1  1  1  1  1  1  1  1  1  │ 2  2  2  2  2  2  2  │ 0  0  0
-    audio_source  │-1 -1  0  1  2 …     -1 -1 -1  │-1 …                   │ -1        places among the row's audio tokens
-    vision_source │-1 …                           │-1 -1  0  1 …          │ -1        places among its vision tokens
+    audio_source  │-1 -1  0  1  2 …     -1 -1 -1  │-1 …                   │ -1      places among the row's audio tokens
+    vision_source │-1 …                           │-1 -1  0  1 …          │ -1      places among its vision tokens
 """
 
 from dataclasses import dataclass

@@ -29,7 +29,20 @@ class CheckpointError(OmniError):
 
 
 class DataError(OmniError):
-    """Training data is malformed, corrupt beyond the stated share, or not what a run was begun with."""
+    """Training data is malformed, corrupt beyond the stated share, or not what a run was begun with.
+
+    kind: for a single sample that cannot be used, one of `DATA_ERROR_KINDS`, so that reports can count them.
+    """
+
+    def __init__(self, message: str, kind: str = "malformed"):
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self):  # it travels between processes
+        return type(self), (str(self), self.kind)
+
+
+DATA_ERROR_KINDS = ("malformed", "roles", "empty mask", "too long", "missing media", "corrupt media")
 
 
 class ShardingError(OmniError):

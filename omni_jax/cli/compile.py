@@ -24,10 +24,14 @@ class CompileArgs:
     example:
       omni-jax compile --preset qwen2.5-omni-7b --workload speech --target v5e-4
       omni-jax compile --preset qwen2.5-omni-3b --workload decode --target v6e-1 --context 8192 --json
+      omni-jax compile --preset qwen2.5-omni-7b --workload pretrain2 --target v5p-64
     """
 
     workload: str = "speech"
-    """What to run: prefill, decode, speech or train."""
+    """What to run: prefill, decode, speech; train (plain text, all of the Thinker); or a stage of training by the name
+    of its file in configs/: pretrain1, pretrain2, pretrain3, sft, talker_icl, talker_dpo, …"""
+    config: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Compile a step of the run that this file configures; see `omni-jax train`."""
     target: str = "v5e-4"
     """Chips to compile for, e.g. v4-8, v5e-1, v5e-16, v5p-8, v6e-1, tpu7x-8, h100-8."""
     preset: Annotated[str | None, arg(metavar="NAME")] = None
@@ -56,7 +60,7 @@ class CompileArgs:
 def run(args: CompileArgs) -> int:
     from omni_jax.compilation.targets import parse_target
     from omni_jax.compilation.toolchain import run_worker
-    from omni_jax.compilation.workloads import check_workload
+    from omni_jax.compilation.workloads import check_workload, stage_file
     from omni_jax.sharding.axes import parse_mesh
 
     if (args.preset is None) == (args.checkpoint is None):
@@ -68,7 +72,9 @@ def run(args: CompileArgs) -> int:
     if args.memory is not None and not 0 < args.memory < 1e6:
         raise ConfigError(f"--memory {args.memory:g} is out of range. Give GiB of each device.")
     target = parse_target(args.target)
-    check_workload(args.workload)
+    file = args.config or stage_file(args.workload)
+    workload, name = ("stage", file.stem) if file else (args.workload, args.workload)
+    check_workload(workload)
     if args.preset is not None:
         from omni_jax.presets import preset
 
@@ -76,7 +82,8 @@ def run(args: CompileArgs) -> int:
     request: dict[str, Any] = {
         "preset": args.preset,
         "config": None if args.checkpoint is None else str(args.checkpoint),
-        "workload": args.workload,
+        "workload": workload,
+        "extra": {} if file is None else {"run": str(file.resolve())},
         "target": args.target,
         "context": args.context,
         "batch": args.batch,
@@ -87,10 +94,10 @@ def run(args: CompileArgs) -> int:
         "programs": list(args.program) or None,
     }
     out = console.Output(args.json)
-    with console.Progress(f"compiling {args.workload} for {target.name}"):
+    with console.Progress(f"compiling {name} for {target.name}"):
         report = run_worker(request, target)
     from omni_jax.compilation.report import to_text
 
-    out.write(to_text(report, args.workload))
+    out.write(to_text(report, name))
     out.result(report)
     return console.OK if report["fits"] else console.FAILED

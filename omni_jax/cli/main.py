@@ -22,7 +22,10 @@ COMMANDS = {
     "chat": Command("omni_jax.cli.chat", "ChatArgs", "Ask about text, pictures, sound and films; hear the answer."),
     "voices": Command("omni_jax.cli.voices", "VoicesArgs", "List the voices of a checkpoint."),
     "import": Command("omni_jax.cli.import_", "ImportArgs", "Turn a published checkpoint into one for JAX."),
+    "assemble": Command("omni_jax.cli.assemble", "AssembleArgs", "Begin a model from a language model and encoders."),
     "export": Command("omni_jax.cli.export", "ExportArgs", "Turn a JAX checkpoint into the published form."),
+    "prepare": Command("omni_jax.cli.prepare", "PrepareArgs", "Turn conversations and media into training shards."),
+    "train": Command("omni_jax.cli.train", "TrainArgs", "Train a stage of the paper, as a configuration file says."),
     "compile": Command("omni_jax.cli.compile", "CompileArgs", "Report what a chip would need, without having one."),
     "parity": Command("omni_jax.cli.parity", "ParityArgs", "Compare every part with PyTorch, number by number."),
     "demo": Command("omni_jax.cli.demo", "DemoArgs", "See a picture, a recording and a film go through."),
@@ -76,7 +79,9 @@ def _dispatch(argv: list[str]) -> int:
     command = COMMANDS[name]
     module = importlib.import_module(command.module)
     try:
-        arguments = _parse(getattr(module, command.arguments), name, rest)
+        # a command may have options that depend on a file, and then parses them itself
+        own = getattr(module, "parse", None)
+        arguments = own(rest) if own is not None else _parse(getattr(module, command.arguments), name, rest)
     except SystemExit as stop:  # --help, or a usage error that is already printed
         return stop.code if isinstance(stop.code, int) else console.BAD_INPUT
     return module.run(arguments)

@@ -2,15 +2,17 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 
+from input_pipeline.training_batch import RowShape
 from omni_jax.compilation.workloads import Options, Program, Workload
 from omni_jax.errors import ConfigError
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.sharding.rules import TRAINING
-from omni_jax.training.optimizer import OptimizerConfig, make_optimizer
-from omni_jax.training.step import TextBatch, Trainer, text_loss
+from omni_jax.training.batches import abstract_batch
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.step import Trainer
+from omni_jax.training.thinker_task import ThinkerTask
 
 DEFAULT_LENGTH = 8192  # tokens of a sequence in the second stage of pre-training (paper, section 3)
 TOKENS_A_DEVICE = 8192  # a longer sequence is split over a context axis
@@ -39,21 +41,9 @@ def train(options: Options) -> Workload:
     if batch % rows:
         raise ConfigError(f"A batch of {batch} does not divide over data x fsdp = {rows}. Choose a multiple of {rows}.")
     dtype = jnp.dtype(options.dtype)
-    trainer = Trainer(
-        options.config,
-        ("thinker",),
-        text_loss(options.config, dtype=dtype, remat="full"),
-        make_optimizer(OptimizerConfig()),
-        mesh,
-    )
-    ints = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    shapes = TextBatch(
-        token_ids=ints,
-        position_ids=jax.ShapeDtypeStruct((3, batch, length), jnp.int32),
-        segment_ids=ints,
-        labels=ints,
-        weights=jax.ShapeDtypeStruct((batch, length), jnp.float32),
-    )
+    task = ThinkerTask(options.config, audio=False, vision=False, dtype=dtype, remat="full")
+    trainer = Trainer(options.config, task, OptimizerConfig(), mesh, dtype=dtype)
+    shapes = abstract_batch(RowShape(tokens=length), batch, config=options.config)
     state, placed = trainer.abstract(shapes)
     resident = {
         "parameters": state.params,

@@ -18,6 +18,7 @@ This module imports no JAX, so that the command line can list its table.
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omni_jax.errors import ConfigError
@@ -34,7 +35,23 @@ WORKLOADS = {
     "decode": "omni_jax.compilation.sampling_workloads:decode",
     "speech": "omni_jax.compilation.speech_workload:speech",
     "train": "omni_jax.compilation.training_workload:train",
+    "stage": "omni_jax.compilation.stage_workload:stage",
 }
+# stages of training, by the name of their file in configs/; "pretrain1" is the larger half of that stage
+STAGES = (
+    "pretrain1_adapters",
+    "pretrain1_encoders",
+    "pretrain2",
+    "pretrain3",
+    "sft",
+    "talker_icl",
+    "talker_dpo",
+    "talker_speaker",
+    "speech_tokenizer_inversion",
+    "speech_tokenizer_scratch",
+    "token2wav",
+    "vocoder",
+)
 
 
 @dataclass(frozen=True)
@@ -124,4 +141,21 @@ def builder(name: str) -> Callable[[Options], Workload]:
 def check_workload(name: str) -> None:
     """Raises ConfigError if there is no workload of that name."""
     if name not in WORKLOADS:
-        raise ConfigError(f"There is no workload {name!r}. Workloads: {', '.join(WORKLOADS)}.")
+        known = (*(each for each in WORKLOADS if each != "stage"), *STAGES)
+        raise ConfigError(f"There is no workload {name!r}. Workloads: {', '.join(known)}.")
+
+
+def stage_file(name: str) -> Path | None:
+    """The configuration of a stage of training, here or beside this package; None for a name that is no stage.
+
+    Raises:
+        ConfigError: the file is not there.
+    """
+    name = "pretrain1_encoders" if name == "pretrain1" else name
+    if name not in STAGES:
+        return None
+    places = Path("configs"), Path(__file__).parents[2] / "configs"
+    for folder in places:
+        if (folder / f"{name}.py").is_file():
+            return folder / f"{name}.py"
+    raise ConfigError(f"configs/{name}.py is not here. Give the file with --config.")

@@ -8,13 +8,13 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from input_pipeline.training_batch import OmniBatch, Preferences
 from omni_jax.config import OmniConfig
 from omni_jax.errors import ConfigError
+from omni_jax.training.batches import OmniBatch, Preferences
 from omni_jax.training.objectives import TokenScores, Total
 from omni_jax.training.packed_thinker import Params
 from omni_jax.training.step import compute_copy
-from omni_jax.training.talker_task import PackedTalker
+from omni_jax.training.talker_task import PackedTalker, need_talker
 from omni_jax.training.task import Losses
 
 
@@ -60,6 +60,10 @@ class DpoTask:
     sft_weight: float = 0.0
     detach: bool = True
 
+    def __post_init__(self):
+        """Raises ConfigError where there is no Talker."""
+        need_talker(self.config)
+
     @property
     def components(self) -> tuple[str, ...]:
         return self._talker.components
@@ -78,7 +82,9 @@ class DpoTask:
         """
         scores, pairs = self._scores(params, batch)
         reference = PairLogProbs(pairs.reference_chosen, pairs.reference_rejected)
-        policy = _pair_log_probs(scores, batch)
+        segments = batch.speech.segment_ids
+        chosen_log_probs, codes = scores.by_segment(segments, pairs.chosen)
+        policy = PairLogProbs(chosen_log_probs, scores.by_segment(segments, pairs.rejected)[0])
         losses, chosen, rejected = dpo_loss(policy, reference, beta=self.beta)
         real = (pairs.chosen > 0) & (pairs.rejected > 0)
         values = {
@@ -88,8 +94,6 @@ class DpoTask:
             "reward/rejected": rejected,
         }
         if self.sft_weight:
-            ones = TokenScores(-jnp.ones_like(scores.losses), scores.right, scores.weights)
-            codes = ones.by_segment(batch.speech.segment_ids, pairs.chosen)
             values["sft"] = -policy.chosen / jnp.maximum(codes, 1)
             losses = losses + self.sft_weight * values["sft"]
 
@@ -104,14 +108,11 @@ class DpoTask:
         Raises:
             ConfigError: as for `loss`.
         """
-        return _pair_log_probs(self._scores(params, batch)[0], batch)
+        scores, pairs = self._scores(params, batch)
+        segments = batch.speech.segment_ids
+        return PairLogProbs(*(scores.by_segment(segments, side)[0] for side in (pairs.chosen, pairs.rejected)))
 
     def _scores(self, params: Params, batch: OmniBatch) -> tuple[TokenScores, Preferences]:
         if batch.preferences is None:
             raise ConfigError("The batch has no pairs. Give RowShape.pairs, and examples with two spoken answers.")
         return self._talker(compute_copy(params, self.dtype), batch)[0], batch.preferences
-
-
-def _pair_log_probs(scores: TokenScores, batch: OmniBatch) -> PairLogProbs:
-    segments, pairs = batch.speech.segment_ids, batch.preferences
-    return PairLogProbs(scores.by_segment(segments, pairs.chosen), scores.by_segment(segments, pairs.rejected))

@@ -52,15 +52,18 @@ class TokenScores:
             name: _total(self.losses, jnp.where(groups == number, self.weights, 0)) for number, name in enumerate(names)
         }
 
-    def by_segment(self, segment_ids: Int[Array, "B T"], segments: Int[Array, "B Q"]) -> Float[Array, "B Q"]:
-        """Summed log-probability of the labels that count (weight above 0), whatever they weigh, in some segments.
+    def by_segment(
+        self, segment_ids: Int[Array, "B T"], segments: Int[Array, "B Q"]
+    ) -> tuple[Float[Array, "B Q"], Float[Array, "B Q"]]:
+        """Summed log-probability of the labels that count (weight above 0), whatever they weigh, and how many they are.
 
         Args:
             segments: ids to look for in the same row; 0 (padding) gives 0.
         """
         of_segment = (segments[:, :, None] == segment_ids[:, None, :]) & (segments[:, :, None] > 0)
         counts = of_segment & (self.weights > 0)[:, None, :]
-        return -jnp.sum(jnp.where(counts, self.losses[:, None, :], 0), axis=-1)
+        log_probs = -jnp.sum(jnp.where(counts, self.losses[:, None, :], 0), axis=-1)
+        return log_probs, jnp.sum(counts, axis=-1, dtype=jnp.float32)
 
 
 def score_tokens(

@@ -1,8 +1,9 @@
-"""AdamW with warm-up and cosine decay, as the Qwen2.5 family is trained."""
+"""AdamW with warm-up and cosine decay, as the Qwen2.5 family is trained; which parameters it moves, and how fast."""
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import jax
 import optax
 
 from omni_jax.errors import ConfigError
@@ -46,9 +47,12 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW; biases, norms and other vectors are not decayed."""
-    return optax.chain(
+def make_optimizer(config: OptimizerConfig, factors: Mapping[str, float] | None = None) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW; biases, norms and other vectors are not decayed.
+
+    It works on flat dicts, path -> array. `factors` scale the learning rate (and the decay) of some paths.
+    """
+    transforms = [
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
             learning_rate(config),
@@ -56,11 +60,63 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             b2=config.beta2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_matrix(path), params),
+            mask=lambda params: {path: is_matrix(path) for path in params},
         ),
-    )
+    ]
+    if factors:
+        transforms.append(
+            optax.stateless(lambda updates, _: {path: u * factors.get(path, 1.0) for path, u in updates.items()})
+        )
+    return optax.chain(*transforms)
 
 
-def is_matrix(path: tuple) -> bool:
-    """Whether the parameter at this path of a tree is a kernel or an embedding: not a bias, not a norm."""
-    return path[-1].key in ("kernel", "embedding")
+def is_matrix(path: str) -> bool:
+    """Whether the parameter at `path` ("thinker/layers/mlp/up/kernel") is a kernel or an embedding, not a vector."""
+    return path.rsplit("/", 1)[-1] in ("kernel", "embedding", "lora_in", "lora_out")
+
+
+def frozen_paths(patterns: Sequence[str], paths: Iterable[str]) -> frozenset[str]:
+    """The paths in which any of the regular expressions is found.
+
+    frozen_paths(["^thinker/", "norm/scale$"], ["thinker/embed/embedding", "talker/final_norm/scale", …])
+
+    Raises:
+        ConfigError: a pattern is found in no path, or everything would be frozen.
+    """
+    paths = list(paths)
+    frozen = frozenset(path for pattern in patterns for path in matching(pattern, paths, "freeze"))
+    if len(frozen) == len(paths):
+        raise ConfigError(f"freeze = {list(patterns)} leaves nothing to train. Leave a pattern out.")
+    return frozen
+
+
+def rate_factors(rates: Mapping[str, float], paths: Iterable[str]) -> dict[str, float]:
+    """Path -> factor of the learning rate; where several patterns are found in a path, the last one counts.
+
+    Raises:
+        ConfigError: a pattern is found in no path, or a factor is not above 0 (freeze instead).
+    """
+    paths, factors = list(paths), {}
+    for pattern, factor in rates.items():
+        if not factor > 0:
+            raise ConfigError(f"rates[{pattern!r}] = {factor} must be above 0. To keep parameters fixed, freeze them.")
+        factors |= dict.fromkeys(matching(pattern, paths, "rates"), float(factor))
+    return factors
+
+
+def matching(pattern: str, paths: Sequence[str], setting: str) -> list[str]:
+    """The paths in which a regular expression is found.
+
+    Raises:
+        ConfigError: it is found in none, or is not a regular expression; `setting` says where it stands.
+    """
+    try:
+        found = [path for path in paths if re.search(pattern, path)]
+    except re.error as error:
+        raise ConfigError(f"{setting}: {pattern!r} is not a regular expression ({error}).") from error
+    if not found:
+        groups = sorted({"/".join(path.split("/")[:2]) for path in paths})
+        raise ConfigError(
+            f"{setting}: the pattern {pattern!r} matches no parameter. Parameters begin with {', '.join(groups)}."
+        )
+    return found

@@ -10,13 +10,13 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from input_pipeline.training_batch import AudioBlocks, OmniBatch, VisionPatches
 from omni_jax.config import OmniConfig
 from omni_jax.errors import ConfigError
 from omni_jax.layers.partitioning import LENGTH, constrain, mesh_axes, over_mesh
 from omni_jax.models.audio_encoder import AudioEncoder
 from omni_jax.models.thinker import Thinker
 from omni_jax.models.vision_encoder import VisionBounds, VisionEncoder
+from omni_jax.training.batches import AudioBlocks, OmniBatch, VisionPatches
 
 Params = Any
 
@@ -112,16 +112,12 @@ class PackedThinker:
         return constrain(tokens, "batch", None, None)
 
 
-def own_rows(table: Float[Array, "B R D"], source: Int[Array, "B T"], *, split: str | None = LENGTH) -> Array:
-    """[B, T, D]: to each place, row `source` of the table of its own batch row; zeros where that is negative.
+def own_rows(table: Float[Array, "B R D"], source: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """To each place, row `source` of the table of its own batch row; zeros where that is negative.
 
-    On a mesh every device looks up its own places; the rows of a table that is split along R are gathered first.
-
-    Args:
-        split: logical axis that T is split over.
+    On a mesh every device looks up its own places; of a table that is split along R it gathers the rows first.
     """
-    batch = mesh_axes("batch", source.shape[0]) or None
-    length = (mesh_axes(split, source.shape[1]) if split else ()) or None
+    batch, length = mesh_axes("batch", source.shape[0]) or None, mesh_axes(LENGTH, source.shape[1]) or None
 
     def on_one_device(table, source):
         # a place beyond the table reads zeros and, backward, writes nothing; a negative one would count from the end

@@ -7,14 +7,20 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from input_pipeline.training_batch import OmniBatch, SpeechTrack
 from omni_jax.config import OmniConfig
 from omni_jax.errors import ConfigError
 from omni_jax.models.talker import Talker
+from omni_jax.training.batches import OmniBatch, SpeechTrack
 from omni_jax.training.objectives import TokenScores, Total, score_tokens
 from omni_jax.training.packed_thinker import PackedThinker, Params, Thoughts, own_rows
 from omni_jax.training.step import compute_copy
 from omni_jax.training.task import Losses
+
+
+def need_talker(config: OmniConfig) -> None:
+    """Raises ConfigError for a model that cannot speak."""
+    if config.talker_config is None:
+        raise ConfigError("The model has no Talker, so it cannot learn to speak. Take a checkpoint that has one.")
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,6 @@ class PackedTalker:
     remat: str = "full"
     chunk: int = 512
     detach: bool = True
-
-    def __post_init__(self):
-        if self.config.talker_config is None:
-            raise ConfigError("The model has no Talker, so it cannot learn to speak. Take a checkpoint that has one.")
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -102,6 +104,10 @@ class TalkerTask:
     tasks: tuple[str, ...] = ()
     detach: bool = True
     text_weight: float = 0.0
+
+    def __post_init__(self):
+        """Raises ConfigError where there is no Talker."""
+        need_talker(self.config)
 
     @property
     def components(self) -> tuple[str, ...]:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from input_pipeline.training_batch import OmniBatch
 from omni_jax.config import OmniConfig
+from omni_jax.training.batches import OmniBatch
 from omni_jax.training.objectives import score_tokens
 from omni_jax.training.packed_thinker import MODALITIES, PackedThinker, Params, modality_of_segments
 from omni_jax.training.step import compute_copy
@@ -56,8 +56,10 @@ class ThinkerTask:
         head = params["thinker"]["lm_head"]["kernel"]
         scores = score_tokens(hidden, head, batch.labels, batch.weights, chunk=self.chunk)
         parts = {"accuracy": scores.accuracy}
-        if self.audio or self.vision:
-            by_modality = scores.by_group(modality_of_segments(batch), MODALITIES)
-            parts |= {f"modality/{name}": total for name, total in by_modality.items()}
+        by_modality = scores.by_group(modality_of_segments(batch), MODALITIES)
+        parts |= {f"modality/{name}": total for name, total in by_modality.items() if self._may_hold(name)}
         parts |= {f"source/{name}": total for name, total in scores.by_group(batch.task_ids, self.tasks).items()}
         return Losses(scores.total, parts)
+
+    def _may_hold(self, modality: str) -> bool:
+        return ("audio" not in modality or self.audio) and ("vision" not in modality or self.vision)

@@ -13,7 +13,7 @@ import pytest
 from omni_jax.errors import ShardingError
 from omni_jax.sharding import hosts
 
-SCRIPT = Path(__file__).with_name("two_hosts.py")
+ROOT = Path(__file__).parents[2]
 
 
 def run(checkpoint, processes: int) -> list[dict]:
@@ -32,9 +32,11 @@ def run(checkpoint, processes: int) -> list[dict]:
                 "OMNI_JAX_PROCESSES": str(processes),
                 "OMNI_JAX_PROCESS": str(index),
             }
-        command = [sys.executable, str(SCRIPT), str(checkpoint)]
+        command = [sys.executable, "-m", "tests.sharding.two_hosts", str(checkpoint)]
         running.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
         )
     results = []
     try:

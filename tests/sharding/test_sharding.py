@@ -1,9 +1,9 @@
 """Parameters split over a mesh give the answers of one device; what does not divide is refused by name."""
 
+import json
 import os
 import subprocess
 import sys
-import textwrap
 
 import jax
 import pytest
@@ -44,80 +44,106 @@ def test_a_mesh_of_the_wrong_size_is_refused():
         make_mesh(rows=1)
 
 
-def run_on_8_devices(code: str) -> str:
+# One process for all that needs eight devices: it starts JAX once, and its checks share what they compile.
+ON_8_DEVICES = """
+import json, sys
+import numpy as np
+from omni_jax.errors import ShardingError
+from omni_jax.models.flow import FlowOptions
+from omni_jax.models.logical_axes import logical_axes
+from omni_jax.presets import preset
+from omni_jax.sampling.load import load_sampler
+from omni_jax.sampling.options import SamplingOptions
+from omni_jax.sampling.speech import Speech
+from omni_jax.sampling.speech_options import SpeechOptions
+from omni_jax.sharding.mesh import make_mesh
+from omni_jax.sharding.rules import SAMPLING, shardings
+
+checkpoint = sys.argv[1]
+options = SamplingOptions(max_new_tokens=10)
+
+
+def what_does_not_divide():
+    try:
+        shardings(*logical_axes(preset("qwen2.5-omni-7b"), ["thinker"]), make_mesh(tensor=8), SAMPLING)
+    except ShardingError as error:
+        refused = str(error)
+    shardings(*logical_axes(preset("qwen2.5-omni-7b"), ["thinker"]), make_mesh(fsdp=8), SAMPLING)
+    placed = shardings(*logical_axes(preset("qwen2.5-omni-3b"), ["thinker"]), make_mesh(tensor=8), SAMPLING)
+    return {"refused": refused, "key": list(placed["thinker"]["layers"]["attention"]["key"]["kernel"].spec)}
+
+
+def split(kernel):
+    kernel = getattr(kernel, "qvalue", kernel)
+    return kernel.addressable_shards[0].data.size * 8 == kernel.size
+
+
+def answers(weights):
+    picture = np.random.default_rng(0).integers(0, 255, (80, 120, 3)).astype(np.uint8)
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "What is it?"}]
+    found = []
+    for mesh in (None, make_mesh(fsdp=4, tensor=2)):
+        sampler = load_sampler(checkpoint, mesh=mesh, chunk=64, weights=weights)
+        request = sampler.prepare([{"role": "user", "content": content}])
+        found.append(sampler.generate([request], options)[0].token_ids)
+    up = sampler.params["thinker"]["layers"]["mlp"]["up"]["kernel"]
+    return {"one": found[0], "mesh": found[1], "split": split(up)}
+
+
+def speech():
+    spoken = SpeechOptions(codes=SamplingOptions(max_new_tokens=30), flow=FlowOptions("euler", 2))
+    found = []
+    for mesh in (None, make_mesh(fsdp=4, tensor=2)):
+        sampler = load_sampler(checkpoint, mesh=mesh, chunk=64)
+        model = Speech.from_checkpoint(checkpoint, sampler)
+        request = sampler.prepare([{"role": "user", "content": [{"type": "text", "text": "Hello."}]}])
+        found.append(model.generate([request], options, spoken)[0])
+    one, many = found
+    return {
+        "one": one.codes,
+        "mesh": many.codes,
+        "apart": float(np.abs(one.waveform - many.waveform).max()),
+        "split": split(model.params["layers"]["mlp"]["up"]["kernel"]),
+    }
+
+
+print(json.dumps({
+    "division": what_does_not_divide(), "float32": answers(None), "int8": answers("int8"), "speech": speech()
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def on_8_devices(tiny_checkpoint) -> dict:
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", ON_8_DEVICES, str(tiny_checkpoint[1])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_what_does_not_divide_is_named_with_the_sizes_that_fit():
-    printed = run_on_8_devices("""
-        from omni_jax.errors import ShardingError
-        from omni_jax.models.logical_axes import logical_axes
-        from omni_jax.presets import preset
-        from omni_jax.sharding.mesh import make_mesh
-        from omni_jax.sharding.rules import SAMPLING, shardings
-        try:
-            shardings(*logical_axes(preset("qwen2.5-omni-7b"), ["thinker"]), make_mesh(tensor=8), SAMPLING)
-        except ShardingError as error:
-            print(error)
-        placed = shardings(*logical_axes(preset("qwen2.5-omni-7b"), ["thinker"]), make_mesh(fsdp=8), SAMPLING)
-        placed = shardings(*logical_axes(preset("qwen2.5-omni-3b"), ["thinker"]), make_mesh(tensor=8), SAMPLING)
-        print(tuple(placed["thinker"]["layers"]["attention"]["key"]["kernel"].spec))
-    """)
-    assert "thinker/layers/attention/query/kernel: axis heads of size 28 does not divide over tensor = 8" in printed
-    assert "(fits: 1, 2, 4, 7)" in printed
-    assert "kv_heads" not in printed  # few heads stay whole
-    assert printed.splitlines()[-1] == "(None, 'fsdp', None, None)"
+def test_what_does_not_divide_is_named_with_the_sizes_that_fit(on_8_devices):
+    refused = on_8_devices["division"]["refused"]
+    assert "thinker/layers/attention/query/kernel: axis heads of size 28 does not divide over tensor = 8" in refused
+    assert "(fits: 1, 2, 4, 7)" in refused
+    assert "kv_heads" not in refused  # few heads stay whole
+    assert on_8_devices["division"]["key"] == [None, "fsdp", None, None]
 
 
-def test_answers_of_a_mesh_equal_those_of_one_device(tiny_checkpoint):
-    printed = run_on_8_devices(f"""
-        import numpy as np
-        from omni_jax.sampling.load import load_sampler
-        from omni_jax.sampling.options import SamplingOptions
-        from omni_jax.sharding.mesh import make_mesh
-        picture = np.random.default_rng(0).integers(0, 255, (80, 120, 3)).astype(np.uint8)
-        content = [{{"type": "image", "image": picture}}, {{"type": "text", "text": "What is it?"}}]
-        for weights in (None, "int8"):
-            answers = []
-            for mesh in (None, make_mesh(fsdp=4, tensor=2)):
-                sampler = load_sampler({str(tiny_checkpoint[1])!r}, mesh=mesh, chunk=64, weights=weights)
-                request = sampler.prepare([{{"role": "user", "content": content}}])
-                answers.append(sampler.generate([request], SamplingOptions(max_new_tokens=10))[0].token_ids)
-            kernel = sampler.params["thinker"]["layers"]["mlp"]["up"]["kernel"]
-            kernel = getattr(kernel, "qvalue", kernel)
-            assert kernel.addressable_shards[0].data.size * 8 == kernel.size
-            print(answers[0] == answers[1], len(answers[0]))
-    """)
-    assert printed.split() == ["True", "10"] * 2
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_answers_of_a_mesh_equal_those_of_one_device(on_8_devices, weights):
+    found = on_8_devices[weights]
+    assert found["split"]
+    assert len(found["one"]) == 10
+    assert found["mesh"] == found["one"]
 
 
-def test_speech_of_a_mesh_equals_that_of_one_device(tiny_checkpoint):
-    printed = run_on_8_devices(f"""
-        import numpy as np
-        from omni_jax.models.flow import FlowOptions
-        from omni_jax.sampling.load import load_sampler
-        from omni_jax.sampling.options import SamplingOptions
-        from omni_jax.sampling.speech import Speech
-        from omni_jax.sampling.speech_options import SpeechOptions
-        from omni_jax.sharding.mesh import make_mesh
-        spoken = SpeechOptions(codes=SamplingOptions(max_new_tokens=30), flow=FlowOptions("euler", 2))
-        answers = []
-        for mesh in (None, make_mesh(fsdp=4, tensor=2)):
-            sampler = load_sampler({str(tiny_checkpoint[1])!r}, mesh=mesh, chunk=64)
-            speech = Speech.from_checkpoint({str(tiny_checkpoint[1])!r}, sampler)
-            request = sampler.prepare([{{"role": "user", "content": [{{"type": "text", "text": "Hello."}}]}}])
-            answers.append(speech.generate([request], SamplingOptions(max_new_tokens=10), spoken)[0])
-        one, many = answers
-        kernel = speech.params["layers"]["mlp"]["up"]["kernel"]
-        assert kernel.addressable_shards[0].data.size * 8 == kernel.size
-        print(one.codes == many.codes, len(one.codes), np.abs(one.waveform - many.waveform).max() < 1e-4)
-    """)
-    assert printed.split() == ["True", "30", "True"]
+def test_speech_of_a_mesh_equals_that_of_one_device(on_8_devices):
+    found = on_8_devices["speech"]
+    assert found["split"]
+    assert len(found["one"]) == 30
+    assert found["mesh"] == found["one"]
+    assert found["apart"] < 1e-4
 
 
 def test_one_device_needs_no_split():

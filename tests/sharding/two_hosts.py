@@ -6,16 +6,19 @@ import sys
 import jax
 import numpy as np
 
+from input_pipeline.training_batch import RowShape
 from omni_jax.config_json import read_config
 from omni_jax.interop.restore import restore_params
 from omni_jax.models.logical_axes import logical_axes
 from omni_jax.sampling.load import load_sampler
 from omni_jax.sampling.options import SamplingOptions
-from omni_jax.sharding.hosts import assemble, own_rows, start
+from omni_jax.sharding.hosts import own_rows, start
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.sharding.rules import TRAINING, shardings
-from omni_jax.training.optimizer import OptimizerConfig, make_optimizer
-from omni_jax.training.step import TextBatch, Trainer, text_loss
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.step import Trainer
+from omni_jax.training.thinker_task import ThinkerTask
+from tests.training.random_batches import random_batch
 
 
 def main(checkpoint: str) -> None:
@@ -25,26 +28,17 @@ def main(checkpoint: str) -> None:
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     assert len(mesh.local_devices) * processes == 8
 
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0, epsilon=1e-5))
-    trainer = Trainer(config, ("thinker",), text_loss(config, chunk=8), optimizer, mesh)
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, epsilon=1e-5)
+    trainer = Trainer(config, ThinkerTask(config, audio=False, vision=False, chunk=8), optimizer, mesh)
     placement = shardings(*logical_axes(config, ("thinker",)), mesh, TRAINING)
     params = restore_params(checkpoint, config, shardings=placement, components=("thinker",), dtype=np.float32)
     kernel = params["thinker"]["layers"]["mlp"]["up"]["kernel"]
     held = sum(shard.data.size for shard in kernel.addressable_shards)
     state = trainer.start(params)
 
-    rows, length = own_rows(8, mesh), 32
-    whole = np.random.default_rng(0).integers(0, config.thinker_config.text_config.vocab_size, (8, length + 1))
-    own = whole[rows].astype(np.int32)  # a host loads its own rows and no others
-    batch = TextBatch(
-        own[:, :-1],
-        np.broadcast_to(np.arange(length, dtype=np.int32), (3, len(own), length)),
-        np.ones((len(own), length), np.int32),
-        own[:, 1:],
-        np.ones((len(own), length), np.float32),
-    )
-    shapes = jax.tree.map(lambda x: np.empty([8 if size == len(own) else size for size in x.shape]), batch)
-    batch = assemble(batch, trainer.batch_shardings(shapes))
+    rows = own_rows(8, mesh)
+    whole = random_batch(config, 8, RowShape(tokens=32))
+    batch = trainer.put(jax.tree.map(lambda x: x[rows], whole))  # a host loads its own rows and no others
     losses = []
     for _ in range(2):
         state, metrics = trainer(state, batch)
