@@ -1,14 +1,14 @@
 """`omni-jax export`: back into the form that PyTorch loads."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 
 from omni_jax.cli import console
 from omni_jax.cli.folders import imported_checkpoint
+from omni_jax.cli.writing import Target, tell, write_watched
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,7 @@ class ExportArgs:
 
     source: Annotated[Path, arg(name="from", metavar="DIR")]
     """The JAX checkpoint."""
-    destination: Annotated[Path, arg(name="to", metavar="DIR")]
-    """The folder to write."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Of every tensor. None gives each the dtype that it was published with."""
-    overwrite: bool = False
-    """Replace the folder if it holds something."""
-    json: bool = False
-    """End standard output with one JSON object: tensors, bytes, seconds."""
+    target: OmitArgPrefixes[Target]
 
 
 def run(args: ExportArgs) -> int:
@@ -38,18 +31,6 @@ def run(args: ExportArgs) -> int:
     console.setup_jax()
     from omni_jax.interop.export_checkpoint import export_checkpoint
 
-    out, started, size = console.Output(args.json), time.perf_counter(), 0
-    with console.Progress("export", unit="B") as bar:
-
-        def report(done: int, total: int) -> None:
-            nonlocal size
-            size = total
-            bar("export", done, total)
-
-        tensors = export_checkpoint(
-            args.source, args.destination, dtype=args.dtype, overwrite=args.overwrite, progress=report
-        )
-    seconds = time.perf_counter() - started
-    out.write(f"Exported {tensors} tensors, {size / 1e6:.1f} MB, in {seconds:.1f} s into {args.destination}")
-    out.result({"tensors": tensors, "bytes": size, "seconds": seconds})
+    tensors, written = write_watched("export", export_checkpoint, args.target, args.source)
+    tell(args.target, f"Exported {tensors} tensors", {"tensors": tensors}, written)
     return console.OK

@@ -1,14 +1,14 @@
 """`omni-jax import`: a published PyTorch checkpoint becomes one that JAX loads."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 
 from omni_jax.cli import console
 from omni_jax.cli.folders import published_checkpoint
+from omni_jax.cli.writing import Target, tell, write_watched
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,7 @@ class ImportArgs:
 
     source: Annotated[Path, arg(name="from", metavar="DIR")]
     """The published folder."""
-    destination: Annotated[Path, arg(name="to", metavar="DIR")]
-    """The folder to write."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Store all parameters so. None keeps each as it was published."""
-    overwrite: bool = False
-    """Replace the folder if it holds something."""
-    json: bool = False
-    """End standard output with one JSON object: tensors, parameters, bytes, seconds."""
+    target: OmitArgPrefixes[Target]
 
 
 def run(args: ImportArgs) -> int:
@@ -39,19 +32,7 @@ def run(args: ImportArgs) -> int:
     from omni_jax.interop.import_checkpoint import import_checkpoint
     from omni_jax.interop.restore import load_checkpoint_info
 
-    out, started, size = console.Output(args.json), time.perf_counter(), 0
-    with console.Progress("import", unit="B") as bar:
-
-        def report(done: int, total: int) -> None:
-            nonlocal size
-            size = total
-            bar("import", done, total)
-
-        parameters = import_checkpoint(
-            args.source, args.destination, dtype=args.dtype, overwrite=args.overwrite, progress=report
-        )
-    seconds = time.perf_counter() - started
-    tensors = len(load_checkpoint_info(args.destination).source_dtypes)
-    out.write(f"Imported {tensors} tensors, {size / 1e6:.1f} MB, in {seconds:.1f} s into {args.destination}")
-    out.result({"tensors": tensors, "parameters": parameters, "bytes": size, "seconds": seconds})
+    parameters, written = write_watched("import", import_checkpoint, args.target, args.source)
+    tensors = len(load_checkpoint_info(args.target.destination).source_dtypes)
+    tell(args.target, f"Imported {tensors} tensors", {"tensors": tensors, "parameters": parameters}, written)
     return console.OK

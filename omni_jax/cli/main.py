@@ -25,6 +25,7 @@ COMMANDS = {
     "assemble": Command("omni_jax.cli.assemble", "AssembleArgs", "Begin a model from a language model and encoders."),
     "export": Command("omni_jax.cli.export", "ExportArgs", "Turn a JAX checkpoint into the published form."),
     "prepare": Command("omni_jax.cli.prepare", "PrepareArgs", "Turn conversations and media into training shards."),
+    "prefer": Command("omni_jax.cli.prefer", "PreferArgs", "Make pairs of better and worse speech, to train on."),
     "train": Command("omni_jax.cli.train", "TrainArgs", "Train a stage of the paper, as a configuration file says."),
     "compile": Command("omni_jax.cli.compile", "CompileArgs", "Report what a chip would need, without having one."),
     "parity": Command("omni_jax.cli.parity", "ParityArgs", "Compare every part with PyTorch, number by number."),

@@ -33,7 +33,7 @@ def random_leaves(config: OmniConfig, paths: Collection[str], *, seed: int, dtyp
         wanted = [entry for entry in table(config) if entry.component == component and entry.path in paths]
         if wanted:
             key = jax.random.fold_in(jax.random.key(seed), number)
-            draw = _Draw(partial(_INITIALISERS[component], config), key, {entry.path: entry.size for entry in wanted})
+            draw = _Draw(partial(INITIALISERS[component], config), key, {entry.path: entry.size for entry in wanted})
             leaves += [
                 StreamedLeaf(
                     entry.path,
@@ -115,7 +115,8 @@ def _bigvgan(config: OmniConfig, key: jax.Array) -> Any:
     return bigvgan.init_params(key, config.token2wav_config.bigvgan_config)
 
 
-_INITIALISERS: dict[str, Callable[[OmniConfig, jax.Array], Any]] = {
+# Random parameters of each component, boxed with the names of their axes.
+INITIALISERS: dict[str, Callable[[OmniConfig, jax.Array], Any]] = {
     "audio_encoder": _audio_encoder,
     "vision_encoder": _vision_encoder,
     "thinker": _thinker,

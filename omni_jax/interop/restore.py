@@ -16,8 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from omni_jax.config import OmniConfig
 from omni_jax.errors import CheckpointError, ShardingError
 from omni_jax.interop.import_checkpoint import PARAMS, RECORD, Problem, summarise
-from omni_jax.interop.tables import COMPONENTS, check_components, table
+from omni_jax.interop.tables import COMPONENTS, OWN_COMPONENTS, check_components, table
 from omni_jax.interop.weight_table import Shape, flatten, jax_shapes, nest
+from omni_jax.models.logical_axes import logical_axes
 
 # (path, shape) of a parameter -> how it is split over the mesh.
 Rules = Callable[[str, Shape], PartitionSpec]
@@ -43,7 +44,7 @@ class CheckpointInfo:
     @property
     def components(self) -> tuple[str, ...]:
         stored = {path.split("/", 1)[0] for path in self.shapes}
-        return tuple(name for name in COMPONENTS if name in stored)
+        return tuple(name for name in (*COMPONENTS, *OWN_COMPONENTS) if name in stored)
 
     @property
     def num_parameters(self) -> int:
@@ -167,6 +168,10 @@ def check_fit(info: CheckpointInfo, config: OmniConfig, components: Collection[s
     """Shapes of the parameters to load, compared with the configuration's."""
     check_components(components)
     expected = {path: shape for path, shape in jax_shapes(table(config)).items() if path.split("/", 1)[0] in components}
+    own = [name for name in OWN_COMPONENTS if name in components]
+    if "speech_tokenizer" in own and config.speech_tokenizer_config is None:
+        own.remove("speech_tokenizer")  # reported as absent below
+    expected |= {path: leaf.shape for path, leaf in flatten(logical_axes(config, own)[1])}
     stored = {path: leaf.shape for path, leaf in info.shapes.items() if path.split("/", 1)[0] in components}
     absent = set(components) - {path.split("/", 1)[0] for path in expected}
     problems = [Problem("missing", name, "the configuration has no such component") for name in sorted(absent)]

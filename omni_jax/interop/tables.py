@@ -11,6 +11,8 @@ THINKER_COMPONENTS = ("audio_encoder", "vision_encoder", "thinker")
 TALKER_COMPONENTS = ("talker",)
 TOKEN2WAV_COMPONENTS = ("speaker_encoder", "dit", "bigvgan")
 COMPONENTS = (*THINKER_COMPONENTS, *TALKER_COMPONENTS, *TOKEN2WAV_COMPONENTS)
+# Trained here, and in no published checkpoint: they have no table.
+OWN_COMPONENTS = ("speech_tokenizer", "discriminator")
 
 
 def table(config: OmniConfig) -> Table:
@@ -27,7 +29,8 @@ def table(config: OmniConfig) -> Table:
 
 
 def check_components(names: Collection[str]) -> None:
-    """Raises CheckpointError if a name is not one of COMPONENTS."""
-    unknown = sorted(set(names) - set(COMPONENTS))
+    """Raises CheckpointError if a name is not one of COMPONENTS or OWN_COMPONENTS."""
+    known = (*COMPONENTS, *OWN_COMPONENTS)
+    unknown = sorted(set(names) - set(known))
     if unknown:
-        raise CheckpointError(f"There is no component {', '.join(unknown)}. Components: {', '.join(COMPONENTS)}.")
+        raise CheckpointError(f"There is no component {', '.join(unknown)}. Components: {', '.join(known)}.")

@@ -1,0 +1,97 @@
+"""The file of judged answers beside the pairs: a stopped run goes on with it, and pairs can be chosen from it anew."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omni_jax.cli.prefer_answers import with_speech
+from omni_jax.errors import DataError
+from omni_jax.training.preferences import SpokenSample
+
+
+class AnswerFile:
+    """Texts with their judged answers, a line each, added as they are made; the first line says how.
+
+    A line that was cut short by a crash is cut off, and drawn again.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]):
+        """Opens or begins it.
+
+        Raises:
+            DataError: it was begun with other settings, or cannot be read or written.
+        """
+        self.path, self.done = path, set()
+        try:
+            if path.exists():
+                self._go_on(settings)
+            else:
+                self._begin(settings)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be used: {error.strerror}. Choose another --to.") from error
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Raises DataError where the disk is full, or the like."""
+        try:
+            with open(self.path, "a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written: {error.strerror}.") from error
+        self.done.update(row["index"] for row in rows)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """In the order of the texts."""
+        places = {}
+        with open(self.path, "rb") as stream:
+            stream.readline()
+            while True:
+                place, line = stream.tell(), stream.readline()
+                if not line:
+                    break
+                places[json.loads(line)["index"]] = place
+            for index in sorted(places):
+                stream.seek(places[index])
+                yield json.loads(stream.readline())
+
+    def _begin(self, settings: Mapping[str, Any]) -> None:
+        half = self.path.with_name(f".{self.path.name}.part")
+        half.write_text(json.dumps({"settings": settings}, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(half, self.path)
+
+    def _go_on(self, settings: Mapping[str, Any]) -> None:
+        whole = 0
+        with open(self.path, "rb") as stream:
+            for number, line in enumerate(stream):
+                if number and not line.endswith(b"\n"):
+                    break
+                try:
+                    row = json.loads(line)
+                    if number == 0:
+                        self._check(row["settings"], settings)
+                    else:
+                        self.done.add(row["index"])
+                except (ValueError, TypeError, KeyError) as error:
+                    raise DataError(f"{self.path}: line {number + 1} is damaged. Delete the file.") from error
+                whole += len(line)
+        os.truncate(self.path, whole)
+
+    def _check(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        names = [name for name in new if old.get(name) != new[name]]
+        if names:
+            what = ", ".join(f"{name} ({old.get(name)!r:.40}, now {new[name]!r:.40})" for name in names)
+            raise DataError(
+                f"{self.path} was begun with another {what}.\nGive another --to, or delete that file to draw anew."
+            )
+
+
+def pair_line(row: Mapping[str, Any], voice: str, chosen: SpokenSample, rejected: SpokenSample) -> dict[str, Any]:
+    """A line of training data, without the reference; "preference" says how the pair came about."""
+    item = {"type": "speech", "voice": voice, "chosen": list(chosen.codes), "rejected": list(rejected.codes)}
+    sides = {"chosen": chosen, "rejected": rejected}
+    told = ("seed", "guard", "transcript", "wer", "pause")
+    about = {side: {key: getattr(sample, key) for key in told} for side, sample in sides.items()}
+    return {"messages": with_speech(row["messages"], item), "preference": {"from": row["name"], **about}}
