@@ -195,6 +195,9 @@ class Token2WavConfig:
     source: Mapping[str, Any] = _source()
 
 
+TOKENIZER_ROUTES = ("inversion", "scratch")
+
+
 @dataclass(frozen=True)
 class SpeechTokenizerConfig:
     """Waveform to speech codes, one for 20 ms: layers of the audio encoder, in the same blocks, then a quantiser.

@@ -257,7 +257,7 @@ def _check(config: Any, where: str) -> None:
             raise ConfigError(f"{where}: {message}")
 
     if isinstance(config, C.SpeechTokenizerConfig):
-        need(config.route in ("inversion", "scratch"), f"route {config.route!r} must be inversion or scratch.")
+        need(config.route in C.TOKENIZER_ROUTES, f"route {config.route!r} is none of {C.TOKENIZER_ROUTES}.")
         need(config.d_model % config.encoder_attention_heads == 0, "d_model must divide by encoder_attention_heads.")
         if config.route == "scratch":
             need(math.prod(config.levels) == config.num_codes, f"the levels must multiply to {config.num_codes}.")

@@ -94,7 +94,14 @@ def _tiny() -> C.OmniConfig:
         enc_se_channels=16,
         enc_dim=16,
     )
-    vocoder = C.BigVGANConfig(upsample_initial_channel=64)
+    # two stages in place of six, for 240 samples a frame: compiling a vocoder takes longest of all
+    vocoder = C.BigVGANConfig(
+        upsample_initial_channel=64,
+        upsample_rates=(15, 16),
+        upsample_kernel_sizes=(25, 26),
+        resblock_kernel_sizes=(3, 7),
+        resblock_dilation_sizes=((1, 3, 5), (1, 3, 5)),
+    )
     return C.OmniConfig(thinker, talker, C.Token2WavConfig(dit, vocoder))
 
 
@@ -149,3 +156,34 @@ def preset(name: str) -> C.OmniConfig:
     if name not in _PRESETS:
         raise ConfigError(f"There is no preset {name!r}. Presets: {', '.join(NAMES)}.")
     return _PRESETS[name]()
+
+# Speech tokenizers, whose size no publication states: "large" has the size of Whisper-large, as its sibling has.
+_TOKENIZERS = {
+    "large": dict(d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120),
+    "tiny": dict(
+        d_model=64,
+        encoder_layers=3,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=128,
+        quantizer_layer=1,
+        text_vocab_size=33,
+        decoder_channels=64,
+    ),
+}
+TOKENIZER_NAMES = tuple(_TOKENIZERS)
+
+
+def speech_tokenizer_preset(name: str, route: str = "inversion") -> C.SpeechTokenizerConfig:
+    """The named size of speech tokenizer, for one of the two routes to its codes.
+
+    The tiny one inverts the codes of the tiny model, of which there are 128.
+
+    Raises:
+        ConfigError: no such preset or route.
+    """
+    if name not in _TOKENIZERS:
+        raise ConfigError(f"There is no speech tokenizer {name!r}. Presets: {', '.join(TOKENIZER_NAMES)}.")
+    if route not in C.TOKENIZER_ROUTES:
+        raise ConfigError(f"There is no route {route!r} to speech codes. Routes: {', '.join(C.TOKENIZER_ROUTES)}.")
+    num_codes = 128 if (name, route) == ("tiny", "inversion") else 8192
+    return C.SpeechTokenizerConfig(route=route, num_codes=num_codes, **_TOKENIZERS[name])

@@ -21,7 +21,7 @@ ALLOWED = {
 BASE = {"omni_jax.config", "omni_jax.config_json", "omni_jax.errors", "omni_jax.presets", "input_pipeline"}
 ALLOWED["omni_jax.interop"] = BASE | {"omni_jax.models", "omni_jax.layers", "omni_jax.sharding", "omni_jax.sampling"}
 ALLOWED["omni_jax.sampling"] = BASE | {"omni_jax.models", "omni_jax.layers", "omni_jax.sharding", "omni_jax.interop"}
-ALLOWED["omni_jax.training"] = BASE | {"omni_jax.models", "omni_jax.layers", "omni_jax.sharding"}
+ALLOWED["omni_jax.training"] = BASE | {"omni_jax.models", "omni_jax.layers", "omni_jax.sharding", "omni_jax.interop"}
 # looks at what the others make, and nobody but the command line looks at it
 ALLOWED["omni_jax.compilation"] = ALLOWED["omni_jax.sampling"] | {
     "omni_jax.sampling",

@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from omni_jax.config import OmniConfig
-from omni_jax.models import bigvgan, dit
+from omni_jax.config import DiscriminatorConfig, OmniConfig
+from omni_jax.errors import ConfigError
+from omni_jax.models import bigvgan, discriminators, dit, speech_tokenizer
 from omni_jax.models.audio_encoder import AudioEncoder
 from omni_jax.models.talker import Talker
 from omni_jax.models.thinker import Thinker
@@ -62,6 +63,19 @@ def _bigvgan(config: OmniConfig):
     return bigvgan.init_params(_KEY(), config.token2wav_config.bigvgan_config)
 
 
+def _speech_tokenizer(config: OmniConfig):
+    if config.speech_tokenizer_config is None:
+        raise ConfigError(
+            "The configuration has no speech tokenizer. Set its speech_tokenizer_config, "
+            "for example to presets.speech_tokenizer_preset('large')."
+        )
+    return speech_tokenizer.init_params(_KEY(), config.speech_tokenizer_config)
+
+
+def _discriminator(config: OmniConfig):
+    return discriminators.init_params(_KEY(), config.discriminator_config or DiscriminatorConfig())
+
+
 _INITIALISERS = {
     "audio_encoder": _audio_encoder,
     "vision_encoder": _vision_encoder,
@@ -70,4 +84,6 @@ _INITIALISERS = {
     "speaker_encoder": partial(_dit, component="speaker_encoder"),
     "dit": partial(_dit, component="dit"),
     "bigvgan": _bigvgan,
+    "speech_tokenizer": _speech_tokenizer,
+    "discriminator": _discriminator,
 }

@@ -1,4 +1,4 @@
-"""Whole and step are one thing: what a part that streams offers, and the streams of encoder, Thinker and Talker.
+"""Whole and step are one thing: what a part that streams offers, and the streams of encoders, Thinker and Talker.
 
 Those of the DiT and BigVGAN are in `streams_sound.py`.
 
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from omni_jax.config import AudioEncoderConfig, TalkerConfig, TextConfig
+from omni_jax.config import AudioEncoderConfig, SpeechTokenizerConfig, TalkerConfig, TextConfig
 from omni_jax.layers.kv_cache import KVCache
+from omni_jax.models import speech_tokenizer
 from omni_jax.models.audio_encoder import AudioEncoder
 from omni_jax.models.talker import Talker, talker_cache
 from omni_jax.models.thinker import Thinker, thinker_cache
@@ -63,6 +64,21 @@ def audio_encoder_stream(config: AudioEncoderConfig, dtype: Any = jnp.float32) -
         return tokens.reshape(batch, -1, tokens.shape[-1])
 
     def step(params: Any, state: Nothing, block: Float[Array, "B F M"]) -> tuple[Nothing, Float[Array, "B Q D"]]:
+        return state, whole(params, block)
+
+    return Stream(frames, 0, whole, lambda batch: Nothing(), step)
+
+
+def speech_tokenizer_stream(config: SpeechTokenizerConfig, dtype: Any = jnp.float32) -> Stream:
+    """Mel frames [B, T, M] to codes [B, T / 2], in blocks of 2 s that never see each other."""
+    frames = config.encoder.block_frames
+
+    def whole(params: Any, mel: Float[Array, "B T M"]) -> Int[Array, "B C"]:
+        blocks = mel.reshape(len(mel), -1, frames, mel.shape[-1])
+        full = jnp.full(blocks.shape[:2], frames, jnp.int32)
+        return speech_tokenizer.codes(params, config, blocks, full, dtype=dtype)
+
+    def step(params: Any, state: Nothing, block: Float[Array, "B F M"]) -> tuple[Nothing, Int[Array, "B C"]]:
         return state, whole(params, block)
 
     return Stream(frames, 0, whole, lambda batch: Nothing(), step)

@@ -26,7 +26,7 @@ def fit(
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
     @jax.jit
-    def step(params, state, key):
+    def step(params, state, batch, key):
         def mean(params):
             losses = loss(params, batch, key)
             return losses.total.mean, losses
@@ -37,7 +37,7 @@ def fit(
 
     state = optimizer.init(params)
     for number in range(steps):
-        params, state, losses = step(params, state, jax.random.key(number))
+        params, state, losses = step(params, state, batch, jax.random.key(number))
     means = {name: float(part.mean) for name, part in losses.parts.items()} | {"total": float(losses.total.mean)}
     assert np.isfinite(list(means.values())).all()
     return params, means

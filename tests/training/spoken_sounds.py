@@ -35,9 +35,9 @@ def recorded(folder: Path, name: str, samples: np.ndarray, rate: int) -> np.ndar
     return load_audio(write_audio(folder / f"{name}.wav", samples, rate), sampling_rate=rate)
 
 
-def sound_of_codes(codes: np.ndarray, rate: int = 16000, *, seed: int = 0) -> np.ndarray:
+def sound_of_codes(codes: np.ndarray, rate: int = 16000, *, seed: int = 0, noise: float = 0.003) -> np.ndarray:
     """A decoder that anyone could invert: each of `TONES` codes is 20 ms of a tone of its own, with a little noise."""
     hertz = 300 * (4000 / 300) ** (np.asarray(codes) / (TONES - 1))
     phase = np.cumsum(np.repeat(hertz, rate // 50) / rate)
-    noise = np.random.default_rng(seed).normal(size=len(phase))
-    return (0.3 * np.sin(2 * np.pi * phase) + 0.003 * noise).astype(np.float32)
+    hiss = noise * np.random.default_rng(seed).normal(size=len(phase))
+    return (0.3 * np.sin(2 * np.pi * phase) + hiss).astype(np.float32)

@@ -317,7 +317,7 @@ def main() -> None:
         attempt = Attempt(args.output, args.steps, args.seconds_per_step, args.processes)
         victim = number % args.processes
         if name is not None:
-            wanted = draw.randint(1, 9)
+            wanted = draw.randint(1, 6)
             attempt.until(partial(attempt.made, wanted), 120)
             time.sleep(draw.uniform(0, 2 * args.seconds_per_step))
             attempt.signal(victim, signal.Signals[f"SIG{name}"])

@@ -1,0 +1,28 @@
+"""Talker, first stage: speech continues a conversation, with the text as a second objective.
+
+    omni-jax train --config configs/talker_icl.py
+
+Paper: section 4.3, first stage: in-context learning by next-token prediction on multimodal contexts and spoken answers.
+Chips: meant for v5p-8 or v6e-16 for 7B; not measured yet.
+Memory: see docs/performance.md; `omni-jax compile --workload train` tells it for other chips and sizes.
+Ours: learning rate, batch, steps. The Thinker stays frozen, so the text is no second objective here: give text_weight
+    and leave ^thinker/ out of freeze to train both.
+"""
+
+from input_pipeline.training_batch import RowShape
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
+from omni_jax.training.run_stages import TalkerStage
+
+config = RunConfig(
+    stage=TalkerStage(text_weight=0.0),
+    checkpoint="checkpoints/qwen2.5-omni-7b",
+    output="runs/talker_icl",
+    data=DataConfig(
+        sources=(SourceConfig("data/spoken_conversations"),),
+        shape=RowShape(tokens=4096, audio_blocks=64, patches=4096, speech=8192),
+        rows=16,
+    ),
+    freeze=("^thinker/", "^audio_encoder/", "^vision_encoder/"),
+    optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=1000, total_steps=50_000),
+)

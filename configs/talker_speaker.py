@@ -1,0 +1,28 @@
+"""Talker, third stage: one model, several voices.
+
+    omni-jax train --config configs/talker_speaker.py
+
+Paper: section 4.3, third stage: multi-speaker instruction tuning for naturalness and control.
+Chips: meant for v5p-8 or v6e-16 for 7B; not measured yet.
+Memory: see docs/performance.md; `omni-jax compile --workload train` tells it for other chips and sizes.
+Ours: learning rate, batch, steps. Voices are rows of spk_dict.pt.
+"""
+
+from input_pipeline.training_batch import RowShape
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
+from omni_jax.training.run_stages import TalkerStage
+
+config = RunConfig(
+    stage=TalkerStage(),
+    checkpoint="runs/talker_dpo/model",
+    output="runs/talker_speaker",
+    data=DataConfig(
+        sources=(SourceConfig("data/speakers"),),
+        shape=RowShape(tokens=4096, speech=8192),
+        rows=16,
+        epochs=3,
+    ),
+    freeze=("^thinker/",),
+    optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=100, total_steps=3000),
+)

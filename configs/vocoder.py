@@ -1,0 +1,24 @@
+"""Vocoder: mel to waveform against discriminators.
+
+    omni-jax train --config configs/vocoder.py
+
+Paper: section 2.4 takes BigVGAN (arXiv:2206.04658) as it is; this trains one on other mels or voices.
+Chips: meant for v5p-8 or v6e-8; not measured yet.
+Memory: see docs/performance.md; `omni-jax compile --workload train` tells it for other chips and sizes.
+Ours: batch and steps; learning rate, betas and loss weights are BigVGAN's.
+"""
+
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
+from omni_jax.training.run_stages import VocoderStage
+
+config = RunConfig(
+    stage=VocoderStage(),
+    checkpoint="checkpoints/qwen2.5-omni-7b",
+    output="runs/vocoder",
+    data=DataConfig(sources=(SourceConfig("data/recordings.jsonl"),), clip_seconds=4, rows=32),
+    optimizer=OptimizerConfig(
+        learning_rate=1e-4, warmup_steps=0, total_steps=500_000, beta1=0.8, beta2=0.99, weight_decay=0.01
+    ),
+    dtype="float32",
+)

@@ -1,0 +1,72 @@
+"""Word error rate of what a recogniser heard, with the normalisers that published figures use.
+
+English: Whisper's English normaliser, then its basic one, as in the evaluation of Qwen2-Audio. Chinese: the basic one,
+letter by letter, so that the rate is one of characters. One rate an utterance, as seed-tts-eval takes it.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Literal
+
+from omni_jax.errors import ConfigError
+
+Language = Literal["en", "zh"]
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
+
+# The wording of the published evaluation (Qwen2-Audio, Qwen2.5-Omni); decoding is greedy.
+ASR_SYSTEM = "You are a speech recognition model."
+ASR_PROMPTS: dict[Language, str] = {
+    "en": "Transcribe the English audio into text without any punctuation marks.",
+    "zh": "请将这段中文语音转换为纯文本，去掉标点符号。",
+}
+ASR_TOKENS = 256
+
+
+def language_of(text: str) -> Language:
+    """Chinese where there is a Chinese character, else English."""
+    return "zh" if _HAN.search(text) else "en"
+
+
+def normal_words(text: str, language: Language) -> list[str]:
+    """What is compared: "Mr. Smith's 25" -> [mister, smith, is, 25]; of Chinese each character by itself.
+
+    Raises:
+        ConfigError: the normaliser is not installed.
+    """
+    return _normaliser(language)(text).split()
+
+
+def word_error_rate(text: str, transcript: str, language: Language) -> float:
+    """Substitutions, deletions and insertions for each word of `text`; above 1 where much was added.
+
+    Raises:
+        ConfigError: a library is not installed, or the text has no words (see `normal_words`).
+    """
+    words, heard = normal_words(text, language), normal_words(transcript, language)
+    if not words:
+        raise ConfigError("A text without words has no word error rate. Leave it out.")
+    jiwer = _library("jiwer")
+    return float(jiwer.process_words(" ".join(words), " ".join(heard)).wer)
+
+
+@cache
+def _normaliser(language: Language) -> Callable[[str], str]:
+    basic = _library("whisper_normalizer.basic").BasicTextNormalizer(split_letters=language == "zh")
+    if language == "zh":
+        return basic
+    english = _library("whisper_normalizer.english").EnglishTextNormalizer()
+    return lambda text: basic(english(text))
+
+
+def _library(name: str):
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.split(".")[0]:
+            raise
+        raise ConfigError(
+            f"{error.name} is not installed; word error rates need it. Run: pip install 'omni-jax[evaluation]'"
+        ) from error
