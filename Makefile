@@ -19,7 +19,7 @@ setup: $(READY)
 
 $(READY): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity,test,train]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity,test,train,evaluation]'
 	touch $@
 
 # Compilers of chips that are not here, for `omni-jax compile` and its tests. In a folder of their own, which only the

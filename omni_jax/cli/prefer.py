@@ -25,7 +25,7 @@ class PreferArgs:
     the reference policy.
 
     All answers are kept in NAME.answers.jsonl beside the pairs. A stopped run goes on there; with --overwrite and
-    another --margin, --pairs-per-prompt or --pause-weight, pairs are chosen from it anew without drawing.
+    another --margin, --max-wer, --pairs-per-prompt or --pause-weight, pairs are chosen from it anew without drawing.
 
     The exit status is 1 when there is no pair.
 
@@ -57,6 +57,8 @@ class PreferArgs:
     """Least difference of scores of a pair. One word of ten that is wrong is 0.1."""
     pause_weight: float = 1.0
     """The score is the word error rate + this * the share of gaps between words with a wrong pause."""
+    max_wer: float = 0.5
+    """No answer with more word errors is chosen."""
     scorer: Annotated[str, arg(metavar="thinker|MODULE:FUNCTION")] = "thinker"
     """Who listens. thinker: this checkpoint. Else a function (waveform float32, sampling rate) -> text, or a list of
     (word, start, end) in seconds, from whose times pauses are known better."""
@@ -112,8 +114,8 @@ def _checked(args: PreferArgs) -> Path:
         raise PromptError(f"--batch {args.batch} is out of range. Give at most {_MOST_ROWS}.")
     if not args.temperature > 0:
         raise PromptError(f"--temperature {args.temperature:g} gives the same answer each time. Give more than 0.")
-    if not args.margin >= 0 or not args.pause_weight >= 0:
-        raise PromptError("--margin and --pause-weight must not be negative.")
+    if not min(args.margin, args.pause_weight, args.max_wer) >= 0:
+        raise PromptError("--margin, --pause-weight and --max-wer must not be negative.")
     if (args.prompts is None) == (args.reference_only is None):
         raise PromptError("Give either --prompts, or --reference-only for pairs that are there already.")
     target = args.destination or args.reference_only
@@ -165,11 +167,14 @@ def _prefer(args: PreferArgs, target: Path) -> int:
     settings |= {"voice": voice, "prompts": prompts.digest, "checkpoint": str(args.checkpoint.resolve())}
     answers = AnswerFile(target.with_name(f"{target.stem}.answers.jsonl"), settings)
     _draw(args, context, voice, prompts, answers)
-    pairs, report = target.with_name(f".{target.name}.pairs"), _choose(args, voice, answers, target)
+    pairs = target.with_name(f".{target.name}.pairs")
     try:
+        report = _choose(args, voice, answers, pairs)
         if report["pairs"]:
             with console.Progress("reference policy") as bar:
                 _references(args, context, pairs, target, bar)
+    except OSError as error:
+        raise DataError(f"{pairs}: cannot be written: {error.strerror}. Choose another --to.") from error
     finally:
         pairs.unlink(missing_ok=True)
     report |= {"to": str(target) if report["pairs"] else None, "answers_file": str(answers.path)}
@@ -239,24 +244,23 @@ def _drawer(args: PreferArgs, context: Any, voice: str) -> Any:
     )
 
 
-def _choose(args: PreferArgs, voice: str, answers: Any, target: Path) -> dict[str, Any]:
-    """Writes the pairs, without references, aside; returns the report."""
+def _choose(args: PreferArgs, voice: str, answers: Any, file: Path) -> dict[str, Any]:
+    """Writes the pairs, without references; returns the report."""
     import json
 
     from omni_jax.cli.prefer_file import pair_line
     from omni_jax.training.preferences import SpokenSample, Tally, choose_pairs
 
     tally, reasons = Tally(), []
-    with open(target.with_name(f".{target.name}.pairs"), "w", encoding="utf-8") as stream:
+    with open(file, "w", encoding="utf-8") as stream:
         for row in answers.rows():
             if "kind" in row:
                 tally.leave_out(row["kind"])
                 reasons.append(row["reason"])
                 continue
             samples = [SpokenSample.from_json(each) for each in row["answers"]]
-            choice = choose_pairs(
-                samples, margin=args.margin, pause_weight=args.pause_weight, most=args.pairs_per_prompt
-            )
+            options = dict(margin=args.margin, pause_weight=args.pause_weight, max_wer=args.max_wer)
+            choice = choose_pairs(samples, most=args.pairs_per_prompt, **options)
             tally.add(samples, choice)
             for pair in choice.pairs:
                 stream.write(json.dumps(pair_line(row, voice, *pair), ensure_ascii=False) + "\n")

@@ -43,7 +43,7 @@ class PauseOptions:
         below a soft fricative.
     shortest: silences below this are not looked at where no word times are known.
     drift, drift_seconds: how far from where the text's letters would put it a pause is looked for, as a share of the
-        speech and in seconds, whichever is more: words are spoken at unlike speeds.
+        speech and in seconds (a syllable), whichever is more: words are spoken at unlike speeds.
 
     Raises:
         ConfigError: a range that is empty or negative.
@@ -55,7 +55,7 @@ class PauseOptions:
     floor: float = 35.0
     shortest: float = 0.08
     drift: float = 0.1
-    drift_seconds: float = 0.5
+    drift_seconds: float = 0.25
 
     def __post_init__(self) -> None:
         for name in ("none", "clause", "sentence"):

@@ -117,31 +117,36 @@ def has_loop(codes: Sequence[int], cycle: int, span: int) -> bool:
     return False
 
 
-def choose_pairs(samples: Sequence[SpokenSample], *, margin: float, pause_weight: float = 1.0, most: int = 2) -> Choice:
+def choose_pairs(
+    samples: Sequence[SpokenSample], *, margin: float, pause_weight: float = 1.0, most: int = 2, max_wer: float = 0.5
+) -> Choice:
     """The best against the worst, the second best against the second worst, …; each answer in one pair at most.
 
     An answer that a guard stopped counts as worse than all that have a score, by more than any margin; of several, the
-    shortest is taken first: it says the same at less cost. Drops are counted as "tie", "no margin", and "no answer to
-    choose" or "one answer only" where not even the first pair could be looked at.
+    shortest is taken first, because training pays for each code. Drops are counted as "tie" or "no margin", and as "no
+    answer to choose" or "one answer only" where not even the first pair could be looked at.
 
     Args:
         margin: least difference of scores.
         most: pairs.
+        max_wer: no answer with more word errors is chosen: the better of two that nobody understands is no example.
     """
     scored = [sample for sample in samples if sample.guard is None]
     scored.sort(key=lambda sample: sample.score(pause_weight))
     stopped = [sample for sample in samples if sample.guard is not None and sample.guard not in UNUSABLE]
     ranked = scored + sorted(stopped, key=lambda sample: -len(sample.codes))
-    if not scored:
+    good = [sample for sample in scored if sample.wer <= max_wer]
+    if not good:
         return Choice((), Counter({"no answer to choose": 1}))
     if len(ranked) < 2:
         return Choice((), Counter({"one answer only": 1}))
     pairs, dropped = [], Counter()
-    for chosen, rejected in list(zip(scored, reversed(ranked)))[: min(most, len(ranked) // 2)]:
+    ranked = good + [sample for sample in ranked if sample not in good]
+    for chosen, rejected in list(zip(good, reversed(ranked)))[: min(most, len(ranked) // 2)]:
         if rejected.guard is None:
             difference = rejected.score(pause_weight) - chosen.score(pause_weight)
             if difference <= 0 or difference < margin:
-                dropped["no margin" if difference > 0 else "tie"] += 1
+                dropped["no margin" if difference else "tie"] += 1
                 continue
         pairs.append((chosen, rejected))
     return Choice(tuple(pairs), dropped)
