@@ -69,9 +69,9 @@ class JsonLines:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
 
-    def __del__(self):
+    def __del__(self, close=os.close):  # `os` may be gone when the interpreter ends
         if getattr(self, "_file", None) is not None:
-            os.close(self._file)
+            close(self._file)
 
 
 def _lines(path: Path) -> tuple[np.ndarray, np.ndarray, str]:

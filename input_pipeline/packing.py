@@ -127,14 +127,16 @@ class OmniInputs:
     vision_source: np.ndarray
 
 
-def pack_audio(mels: Sequence[np.ndarray], cfg: AudioEncoderConfig) -> AudioBatch:
-    """Cut mel features, float32 [mel bins, L] each, into blocks of `cfg.block_frames`.
+def cut_into_blocks(mels: Sequence[np.ndarray], cfg: AudioEncoderConfig) -> tuple[list[np.ndarray], np.ndarray]:
+    """Mel features, float32 [mel bins, L] each, as blocks of up to `cfg.block_frames`, float32 [frames, mel bins].
+
+    Each clip has blocks of its own. Beside them, of each token in clip order, its place in the flat output
+    [blocks * tokens per block], int64 [tokens].
 
     A block of f frames has (f - 1) // 2 + 1 positions after the convolutions, and half as many tokens. A full block has
     an even number of positions, so no token straddles two blocks.
 
     Raises:
-        CapacityError: more blocks than the largest bucket.
         MediaError: another number of mel bins than the encoder takes.
     """
     if cfg.n_window % 2:
@@ -153,33 +155,54 @@ def pack_audio(mels: Sequence[np.ndarray], cfg: AudioEncoderConfig) -> AudioBatc
         tokens = [((len(block) - 1) // 2 + 1) // 2 for block in blocks[first:]]
         assert sum(tokens) == audio_tokens(mel.shape[1])
         rows += [(first + i) * per_block + np.arange(n) for i, n in enumerate(tokens)]
+    return blocks, np.concatenate(rows)
+
+
+def pack_audio(mels: Sequence[np.ndarray], cfg: AudioEncoderConfig) -> AudioBatch:
+    """Cut mel features, float32 [mel bins, L] each, into blocks; see `cut_into_blocks`.
+
+    Raises:
+        CapacityError: more blocks than the largest bucket.
+        MediaError: another number of mel bins than the encoder takes.
+    """
+    blocks, rows = cut_into_blocks(mels, cfg)
     total = bucket(len(blocks), BUCKETS.audio_blocks, "audio blocks")
-    packed = np.zeros((total, size, cfg.num_mel_bins), np.float32)
+    packed = np.zeros((total, cfg.block_frames, cfg.num_mel_bins), np.float32)
     frames = np.zeros(total, np.int32)
     for i, block in enumerate(blocks):
         packed[i, : len(block)] = block
         frames[i] = len(block)
-    return AudioBatch(mel=packed, frames=frames, rows=np.concatenate(rows).astype(np.int32))
+    return AudioBatch(mel=packed, frames=frames, rows=rows.astype(np.int32))
 
 
-def pack_vision(items: Sequence[Patches], cfg: VisionEncoderConfig) -> VisionBatch:
-    """Sort the patches of all items by attention window and say who attends to whom.
+@dataclass(frozen=True, eq=False)
+class WindowSorted:
+    """Patches of some items, frame by frame and within each frame window by window, padded to P.
+
+    patches: float32 [P, patch dim], zeros after the real ones. coordinates: int32 [P, 2], patch row and column.
+    rows: int32 [tokens]; of each merged token in checkpoint order, its place among the P / 4 window-ordered ones.
+    windows, frames: int64; how many patches each window and each frame has, one after the other.
+    """
+
+    patches: np.ndarray
+    coordinates: np.ndarray
+    rows: np.ndarray
+    windows: np.ndarray
+    frames: np.ndarray
+
+
+def sort_by_window(items: Sequence[Patches], total: int, cfg: VisionEncoderConfig) -> WindowSorted:
+    """Lay the patches of all items end to end in an axis of `total`, those of an attention window side by side.
 
     Windows are squares of `cfg.window_cells` merged cells within one frame, smaller at the right and lower border. Full
     attention spans one frame. Nothing reaches across frames or items.
 
         frame of 6 x 10 cells  ->  cells 0 1 2 3 10 11 12 13 20 ... | 4 5 6 7 14 ... | 8 9 18 19 ... | 40 41 ...
-
-    Raises:
-        CapacityError: more patches, windows or frames than the largest bucket.
-        MediaError: pixels that do not fit their grid or the encoder.
     """
     unit = cfg.spatial_merge_size**2
-    real = sum(_checked_patches(item, cfg) for item in items)
-    total = bucket(real, BUCKETS.patches, "vision patches")
     cells = np.zeros((total // unit, unit * cfg.patch_dim), np.float32)
     coordinates = np.zeros((total // unit, unit, 2), np.int32)
-    rows = np.zeros(real // unit, np.int32)
+    rows = np.zeros(sum(len(item.pixels) for item in items) // unit, np.int32)
     windows, frames = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     done = 0  # cells of the items before
     for item in items:
@@ -195,22 +218,40 @@ def pack_vision(items: Sequence[Patches], cfg: VisionEncoderConfig) -> VisionBat
         windows.append(np.tile(sizes, groups) * unit)
         frames.append(np.full(groups, height * width))
         done += len(order)
-
-    # Many pictures of P patches have P / 64 windows and a few more; one W for all of them spares compilations.
-    window_size = cfg.window_cells**2 * unit
-    sizes = np.concatenate(windows)
-    window_count = bucket(max(len(sizes), total // window_size), BUCKETS.windows, "attention windows")
-    window_slots, window_home = run_table(sizes, window_count, window_size, total)
-    frame_slots, frame_home = frame_tables(np.concatenate(frames), total)
-    return VisionBatch(
+    return WindowSorted(
         patches=cells.reshape(total, cfg.patch_dim),
         coordinates=coordinates.reshape(total, 2),
+        rows=rows,
+        windows=np.concatenate(windows),
+        frames=np.concatenate(frames),
+    )
+
+
+def pack_vision(items: Sequence[Patches], cfg: VisionEncoderConfig) -> VisionBatch:
+    """Sort the patches of all items by attention window (`sort_by_window`) and say who attends to whom.
+
+    Raises:
+        CapacityError: more patches, windows or frames than the largest bucket.
+        MediaError: pixels that do not fit their grid or the encoder.
+    """
+    real = sum(checked_patches(item, cfg) for item in items)
+    total = bucket(real, BUCKETS.patches, "vision patches")
+    packed = sort_by_window(items, total, cfg)
+
+    # Many pictures of P patches have P / 64 windows and a few more; one W for all of them spares compilations.
+    window_size = cfg.window_cells**2 * cfg.spatial_merge_size**2
+    window_count = bucket(max(len(packed.windows), total // window_size), BUCKETS.windows, "attention windows")
+    window_slots, window_home = run_table(packed.windows, window_count, window_size, total)
+    frame_slots, frame_home = frame_tables(packed.frames, total)
+    return VisionBatch(
+        patches=packed.patches,
+        coordinates=packed.coordinates,
         window_slots=window_slots,
         window_home=window_home,
         frame_slots=frame_slots,
         frame_home=frame_home,
         valid=np.arange(total) < real,
-        rows=rows,
+        rows=packed.rows,
     )
 
 
@@ -275,7 +316,7 @@ def _sources(request_rows: Sequence[np.ndarray], rows: np.ndarray | None, shape:
     return sources
 
 
-def _checked_patches(item: Patches, cfg: VisionEncoderConfig) -> int:
+def checked_patches(item: Patches, cfg: VisionEncoderConfig) -> int:
     """Patches of one item, once its pixels are known to fit its grid and the model."""
     groups, height, width = item.grid
     count = groups * height * width

@@ -157,6 +157,7 @@ def preset(name: str) -> C.OmniConfig:
         raise ConfigError(f"There is no preset {name!r}. Presets: {', '.join(NAMES)}.")
     return _PRESETS[name]()
 
+
 # Speech tokenizers, whose size no publication states: "large" has the size of Whisper-large, as its sibling has.
 _TOKENIZERS = {
     "large": dict(d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120),

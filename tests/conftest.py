@@ -14,6 +14,20 @@ import jaxtyping
 import pytest
 from filelock import FileLock
 
+# Files that take longest begin first (`make test` keeps the order), so that no worker waits for the other's last file.
+# Those that share compiled programs lie apart: the later ones find them in the cache.
+LONGEST = (
+    "test_live", "test_parity", "test_tpu_compile", "test_sound", "test_hosts", "test_pipeline", "test_sharding",
+    "test_gradient_parity", "test_speech", "test_gpu_compile", "test_generate", "test_interval_attention",
+    "test_gpu_interval", "test_cli_speech", "test_cli_chat", "test_int8", "test_greedy_parity", "test_interval_corners",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 # Shapes and types of every call are checked while tests run (not in use).
 jaxtyping.install_import_hook(["omni_jax.layers", "omni_jax.models"], "beartype.beartype")
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from omni_jax.config import SpeechMelConfig
 
-_POWER_FLOOR = 1e-9  # under the root of the power, whose slope at zero is infinite
+_POWER_FLOOR = 1e-12  # under the root of the power, whose slope at zero is infinite
 
 
 def frames_of(waveform: Float[Array, "B W"], size: int, hop: int) -> Float[Array, "B T S"]:

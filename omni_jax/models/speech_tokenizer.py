@@ -80,9 +80,7 @@ class SpeechTokenizer(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(
-        self, mel: Float[Array, "B G F M"], frames: Int[Array, "B G"], training: bool = False
-    ) -> Tokenized:
+    def __call__(self, mel: Float[Array, "B G F M"], frames: Int[Array, "B G"], training: bool = False) -> Tokenized:
         """
         Args:
             mel: log-mel blocks, F = 2 * n_window frames, zero beyond the valid ones.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,14 +12,20 @@ import numpy as np
 import pytest
 
 from omni_jax.config import BigVGANConfig
-from omni_jax.models import bigvgan, dit
+from omni_jax.models import bigvgan, dit, speech_tokenizer
 from omni_jax.models.audio_encoder import AudioEncoder
 from omni_jax.models.flow import FlowOptions
-from omni_jax.models.streams import Stream, audio_encoder_stream, talker_stream, thinker_stream
+from omni_jax.models.streams import (
+    Stream,
+    audio_encoder_stream,
+    speech_tokenizer_stream,
+    talker_stream,
+    thinker_stream,
+)
 from omni_jax.models.streams_sound import bigvgan_stream, dit_stream
 from omni_jax.models.talker import Talker
 from omni_jax.models.thinker import Thinker
-from omni_jax.presets import preset
+from omni_jax.presets import preset, speech_tokenizer_preset
 from tests.models.token2wav_reference import DIT, our_params, published_model
 
 CONFIG = preset("tiny").thinker_config
@@ -69,6 +76,13 @@ def audio():
     return Part(stream, scaled_up(params), vectors(stream, 128), plus_one, 1e-4)
 
 
+def tokenizer(route):
+    config = speech_tokenizer_preset("tiny", route)
+    params = scaled_up({"params": speech_tokenizer.init_params(jax.random.key(0), config)})
+    stream = speech_tokenizer_stream(config)
+    return Part(stream, params, vectors(stream, 128), plus_one)
+
+
 def thinker():
     config = CONFIG.text_config
     ids = jnp.zeros((1, 2), jnp.int32)
@@ -105,7 +119,15 @@ def vocoder():
     return Part(stream, params, 3 * vectors(stream, 4) - 4, lambda block: np.full_like(block, np.nan))
 
 
-PARTS = {"audio encoder": audio, "thinker": thinker, "talker": talker, "DiT": block_decoder, "BigVGAN": vocoder}
+PARTS = {
+    "audio encoder": audio,
+    "speech tokenizer by inversion": partial(tokenizer, "inversion"),
+    "speech tokenizer from scratch": partial(tokenizer, "scratch"),
+    "thinker": thinker,
+    "talker": talker,
+    "DiT": block_decoder,
+    "BigVGAN": vocoder,
+}
 
 
 @pytest.fixture(scope="module", params=PARTS.values(), ids=PARTS)

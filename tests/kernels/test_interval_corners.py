@@ -28,7 +28,7 @@ def test_a_short_reach_over_fewer_or_more_keys_than_queries(length, keys, reach)
             out = interval_attention(*qkv, start, stop, reach=reach, implementation=implementation, **options)
             return jnp.sum(out * other)
 
-        return jax.grad(total, argnums=(0, 1, 2))(query, key, value)
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2)))(query, key, value)
 
     for ours, expected in zip(gradients("tpu", interpret=True), gradients("reference")):
         np.testing.assert_allclose(ours, expected, atol=1e-5 * float(jnp.abs(expected).max()))

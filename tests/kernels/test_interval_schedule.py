@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
@@ -15,6 +16,11 @@ BUNDLES = Path(__file__).parents[2] / "benchmarks" / "schedule_bundles.py"
 spec = importlib.util.spec_from_file_location("schedule_bundles", BUNDLES)
 bundles = sys.modules["schedule_bundles"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bundles)
+
+STATIC = ("keys", "block", "chunk", "reach")
+by_queries, by_keys = (jax.jit(make, static_argnames=STATIC) for make in (schedule.by_queries, schedule.by_keys))
+# few numbers of keys, each of which is a compilation: one key, within a chunk, whole chunks, beyond them
+cases = given(seed=st.integers(0, 10**6), keys=st.sampled_from([1, 90, 256, 641, 900]))
 
 
 def random_bounds(seed, length, keys):
@@ -31,35 +37,36 @@ def pairs_of(found):
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), keys=st.integers(1, 900))
+@cases
 def test_pairs_of_queries_hold_each_key_that_is_seen_once(seed, keys):
     start, stop = random_bounds(seed, 256, keys)
-    pairs = pairs_of(schedule.by_queries(jnp.array(start), jnp.array(stop), keys, block=64, chunk=128))
+    pairs = pairs_of(by_queries(jnp.array(start), jnp.array(stop), keys=keys, block=64, chunk=128))
     assert sorted({owner for owner, *_ in pairs}) == [0, 1, 2, 3]
-    for query in range(256):
-        own = [first for owner, first, _ in pairs if owner == query // 64]
+    for block in range(4):
+        own = [first for owner, first, _ in pairs if owner == block]
         held = [key for first in own for key in range(first, first + 128)]
         assert len(held) == len(set(held))
-        assert set(range(start[query], stop[query])) <= set(held)
+        for query in range(64 * block, 64 * block + 64):
+            assert set(range(start[query], stop[query])) <= set(held)
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), keys=st.integers(1, 900))
+@cases
 def test_pairs_of_keys_hold_each_query_that_sees_them(seed, keys):
     start, stop = random_bounds(seed, 256, keys)
-    pairs = pairs_of(schedule.by_keys(jnp.array(start), jnp.array(stop), keys, block=128, chunk=64))
+    pairs = pairs_of(by_keys(jnp.array(start), jnp.array(stop), keys=keys, block=128, chunk=64))
     assert sorted({owner for owner, *_ in pairs}) == list(range(-(-keys // 128)))
     visited = {(owner, first // 64) for owner, first, _ in pairs}
     for query in range(256):
-        for key in range(start[query], stop[query]):
-            assert (key // 128, query // 64) in visited
+        for owner in {key // 128 for key in range(start[query], stop[query])}:
+            assert (owner, query // 64) in visited
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), keys=st.integers(1, 900))
+@cases
 def test_owners_begin_and_end_once_and_full_pairs_need_no_mask(seed, keys):
     start, stop = random_bounds(seed, 256, keys)
-    pairs = pairs_of(schedule.by_queries(jnp.array(start), jnp.array(stop), keys, block=64, chunk=32))
+    pairs = pairs_of(by_queries(jnp.array(start), jnp.array(stop), keys=keys, block=64, chunk=32))
     for owner in range(4):
         words = [word for own, _, word in pairs if own == owner]
         assert [bool(word & schedule.FIRST) for word in words] == [True] + [False] * (len(words) - 1)
@@ -75,7 +82,7 @@ def test_a_promised_reach_keeps_the_schedule_linear_in_length():
     for length in (4096, 8192):
         place = jnp.arange(length)
         start, stop = place // 1024 * 1024, place // 1024 * 1024 + 1024
-        found = schedule.by_queries(start, stop, length, block=256, chunk=512, reach=1024)
+        found = by_queries(start, stop, keys=length, block=256, chunk=512, reach=1024)
         assert int(found.count) == length // 256 * 2
         sizes.append(found.owner.shape[0])
     assert sizes[1] == 2 * sizes[0]

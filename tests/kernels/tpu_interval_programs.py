@@ -1,28 +1,13 @@
-"""Compiles interval attention for one TPU generation at the sizes of the 7B model; prints what came out as JSON.
+"""Interval attention at the sizes of the 7B model, compiled for a TPU by tpu_kernels.py."""
 
-PYTHONPATH=compilers:. python tests/kernels/tpu_interval_programs.py v5e:2x4
-"""
-
-import json
-import os
-import sys
 import time
-
-os.environ.update(
-    TPU_SKIP_MDS_QUERY="1",
-    TPU_ACCELERATOR_TYPE="v5litepod-8",
-    TPU_WORKER_HOSTNAMES="localhost",
-    ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # tests of several generations run side by side
-)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 
 from omni_jax.kernels.interval_attention import interval_attention
-from omni_jax.kernels.target import Target, assume_target
 
 CASES = {  # positions, query heads, kv heads, head size, reach, gradients too, chips that share the heads
     "Thinker, 32,768 tokens": (32768, 28, 4, 128, None, True, 1),
@@ -34,43 +19,41 @@ CASES = {  # positions, query heads, kv heads, head size, reach, gradients too, 
     "DiT, 96 frames": (96, 16, 16, 64, 48, True, 1),
     "DiT, 3,000 frames": (3000, 16, 16, 64, 48, False, 1),
 }
+# one of the long kernels, and one of the short with heads that straddle registers
+REPRESENTATIVE = ("Thinker, 32,768 tokens", "vision, windows of 4,096 patches")
 
 
-def main() -> None:
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1])
+def compile_cases(devices, names) -> dict[str, dict]:
+    """What came out of each named case, for an assumed target."""
     results = {}
-    with assume_target(Target.of(topology.devices[0])):
-        for name, (length, heads, kv_heads, head_dim, reach, gradients, chips) in CASES.items():
-            mesh = Mesh(np.array(topology.devices[:chips]), ("model",))
-            specs = dict(in_specs=(jax.P(None, "model"),) * 3 + (jax.P(),) * 2, out_specs=jax.P(None, "model"))
+    for name in names:
+        length, heads, kv_heads, head_dim, reach, gradients, chips = CASES[name]
+        mesh = Mesh(np.array(devices[:chips]), ("model",))
+        specs = dict(in_specs=(jax.P(None, "model"),) * 3 + (jax.P(),) * 2, out_specs=jax.P(None, "model"))
 
-            @jax.shard_map(mesh=mesh, **specs)
-            def attend(query, key, value, start, stop, reach=reach):
-                return interval_attention(query, key, value, start, stop, reach=reach)
+        @jax.shard_map(mesh=mesh, **specs)
+        def attend(query, key, value, start, stop, reach=reach):
+            return interval_attention(query, key, value, start, stop, reach=reach)
 
-            def whole(query, key, value, start, stop, attend=attend, gradients=gradients, head_dim=head_dim):
-                """From the columns that projections give, and back to columns."""
-                query, key, value = (x.reshape(x.shape[0], -1, head_dim) for x in (query, key, value))
-                if not gradients:
-                    return attend(query, key, value, start, stop).reshape(query.shape[0], -1)
-                out, pull = jax.vjp(lambda *qkv: attend(*qkv, start, stop), query, key, value)
-                return jax.tree.map(lambda x: x.reshape(x.shape[0], -1), (out, pull(out)))
+        def whole(query, key, value, start, stop, attend=attend, gradients=gradients, head_dim=head_dim):
+            """From the columns that projections give, and back to columns."""
+            query, key, value = (x.reshape(x.shape[0], -1, head_dim) for x in (query, key, value))
+            if not gradients:
+                return attend(query, key, value, start, stop).reshape(query.shape[0], -1)
+            out, pull = jax.vjp(lambda *qkv: attend(*qkv, start, stop), query, key, value)
+            return jax.tree.map(lambda x: x.reshape(x.shape[0], -1), (out, pull(out)))
 
-            def array(shape, dtype, *axes, mesh=mesh):
-                return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, jax.P(*axes)))
+        def array(shape, dtype, *axes, mesh=mesh):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, jax.P(*axes)))
 
-            query = array((length, heads * head_dim), jnp.bfloat16, None, "model")
-            key = array((length, kv_heads * head_dim), jnp.bfloat16, None, "model")
-            bounds = array((length,), jnp.int32)
-            began = time.perf_counter()
-            program = jax.jit(whole).lower(query, key, key, bounds, bounds).compile()
-            results[name] = {
-                "kernels": program.as_text().count('custom_call_target="tpu_custom_call"'),
-                "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
-                "seconds": round(time.perf_counter() - began, 1),
-            }
-    print(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main()
+        query = array((length, heads * head_dim), jnp.bfloat16, None, "model")
+        key = array((length, kv_heads * head_dim), jnp.bfloat16, None, "model")
+        bounds = array((length,), jnp.int32)
+        began = time.perf_counter()
+        program = jax.jit(whole).lower(query, key, key, bounds, bounds).compile()
+        results[name] = {
+            "kernels": program.as_text().count('custom_call_target="tpu_custom_call"'),
+            "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+    return results

@@ -1,13 +1,45 @@
 """One sampler and one PyTorch reference for all sampling tests, with media encoded to files and decoded again."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from input_pipeline import packing, vision_pieces
 from omni_jax.interop import reference
+from omni_jax.sampling import generate, live, speech
 from omni_jax.sampling.load import load_sampler
 from tests.input_pipeline.media_files import picture, tone, write_audio, write_film, write_image
+
+SIZES_IN_USE = packing.BUCKETS
+# Fewer sizes than in use, so that tests share what they compile.
+FEW = dataclasses.replace(
+    packing.BUCKETS,
+    batch=(1, 4, 32),
+    cache=(1024, 2048, 32768),
+    audio_blocks=(1, 6, 24, 6144),
+    patches=(256, 640, 2048, 196608),
+    windows=(8, 64, 16384),
+    frames=(4, 8192),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_sizes():
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (packing, vision_pieces, generate, live):
+            patch.setattr(module, "BUCKETS", FEW)
+        # a live session's Talker has a cache larger than the Thinker's: the other Talkers share its size
+        patch.setattr(speech, "BUCKETS", dataclasses.replace(FEW, cache=FEW.cache[1:]))
+        yield
+
+
+@pytest.fixture
+def sizes_in_use(monkeypatch):
+    """The sizes that requests are padded to outside of these tests."""
+    for module in (packing, vision_pieces, generate, speech, live):
+        monkeypatch.setattr(module, "BUCKETS", SIZES_IN_USE)
 
 
 @pytest.fixture(scope="session")

@@ -73,8 +73,8 @@ def test_the_limit_is_exact(sampler, requests, limit):
 
 
 def test_an_answer_that_would_outgrow_the_largest_cache_ends_there(sampler, monkeypatch):
-    monkeypatch.setattr("omni_jax.sampling.generate.BUCKETS", dataclasses.replace(BUCKETS, cache=(64, 128)))
-    request = assemble(list(range(1, 121)), sampler.config)
+    monkeypatch.setattr("omni_jax.sampling.generate.BUCKETS", dataclasses.replace(BUCKETS, cache=(1024,)))
+    request = assemble([1 + place % 900 for place in range(1016)], sampler.config)
     answer = sampler.generate([request], SamplingOptions(max_new_tokens=100))[0]
     assert len(answer.token_ids) == 8 and answer.finish_reason == "length"
 
@@ -113,7 +113,7 @@ def test_options_must_match_requests_in_number(sampler, requests):
         sampler.generate(requests, [WARM, WARM])
 
 
-def test_fifty_unlike_requests_compile_a_bounded_number_of_programs(sampler):
+def test_fifty_unlike_requests_compile_a_bounded_number_of_programs(sampler, sizes_in_use):
     """The bound that the documentation states: one request at a time, up to 1,024 tokens of prompt and answer.
 
     There are 3 cache lengths (256, 512, 1024), each with one prefill, one decode and one empty cache; an encoder

@@ -1,6 +1,7 @@
 """A live session is the conversation as a whole, read while it goes on."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ RATE = 16000
 FAST = dataclasses.replace(SpeechOptions().flow, solver="euler", num_steps=2)
 SPOKEN = SpeechOptions(codes=dataclasses.replace(CODE_SAMPLING, max_new_tokens=40), flow=FAST)
 TEXT = SamplingOptions(max_new_tokens=14, temperature=1.0, top_k=50, seed=5, repetition_penalty=1.1)
+session_of = functools.partial(LiveSession, slots=1024)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_a_recording_in_pieces_of_100_ms_is_the_recording_at_once(speech):
     samples = recording(10.0)
     answer = offline(speech, asked("What was said?", audio=(samples, RATE)))
     maximum = log_mel_maximum(samples, speech.sampler.processor)
-    with LiveSession(speech, LiveOptions(maximum=maximum), TEXT, SPOKEN) as session:
+    with session_of(speech, LiveOptions(maximum=maximum), TEXT, SPOKEN) as session:
         for piece in pieces(samples):
             session.audio(piece)
         session.text("What was said?")
@@ -80,7 +82,7 @@ def test_a_recording_in_pieces_of_100_ms_is_the_recording_at_once(speech):
 def test_without_the_maximum_the_same_answer_follows_when_the_loudest_comes_first(speech):
     samples = recording(5.0, loudest_at=0.5)
     answer = offline(speech, asked("Well?", audio=(samples, RATE)))
-    with LiveSession(speech, sampling=TEXT, speech=SPOKEN) as session:
+    with session_of(speech, sampling=TEXT, speech=SPOKEN) as session:
         for piece in pieces(samples, 0.33):
             session.audio(piece)
         assert session.mel_deviation == 0
@@ -91,7 +93,7 @@ def test_without_the_maximum_the_same_answer_follows_when_the_loudest_comes_firs
 def test_how_far_the_features_may_be_from_offline_ones_is_told(speech):
     """A voice that starts in near silence: the floor of the features rises later, by what is told."""
     samples = recording(7.0, loudest_at=5.0) * np.linspace(1e-5, 1, 7 * RATE, dtype=np.float32) ** 4
-    with LiveSession(speech, sampling=TEXT, speech=SPOKEN) as session:
+    with session_of(speech, sampling=TEXT, speech=SPOKEN) as session:
         for piece in pieces(samples):
             session.audio(piece)
         assert 0.1 < session.mel_deviation < 2.5  # (rise of the maximum in log10) / 4
@@ -100,7 +102,7 @@ def test_how_far_the_features_may_be_from_offline_ones_is_told(speech):
 def test_blocks_are_read_while_the_person_talks(speech):
     """Each 2 s of sound are 50 tokens in the caches as soon as they are complete; little is left for the end."""
     samples = recording(7.0)
-    with LiveSession(speech, sampling=TEXT, speech=SPOKEN) as session:
+    with session_of(speech, sampling=TEXT, speech=SPOKEN) as session:
         grown, before = [], session.tokens
         for piece in pieces(samples, 0.5):
             session.audio(piece)
@@ -128,7 +130,7 @@ def test_a_film_with_sound_in_pieces_is_the_film_at_once(speech, media):
         maximum=log_mel_maximum(film.audio, speech.sampler.processor),
         fps=1 / film.seconds_per_frame,
     )
-    with LiveSession(speech, options, TEXT, SPOKEN) as session:
+    with session_of(speech, options, TEXT, SPOKEN) as session:
         sound = pieces(film.audio)
         for number, piece in enumerate(sound):
             for index, frame in enumerate(film.frames):
@@ -177,7 +179,7 @@ def test_three_turns_are_one_conversation(speech, whole_prompts):
 
     The last answer's ids are read as text of the prompt, so the Talker hears them as it does offline.
     """
-    with LiveSession(speech, sampling=TEXT, speech=SPOKEN) as session:
+    with session_of(speech, sampling=TEXT, speech=SPOKEN) as session:
         session.image(picture(60, 90))
         session.text("Hello.")
         first = heard(session.respond())[2]
@@ -201,7 +203,7 @@ def test_three_turns_are_one_conversation(speech, whole_prompts):
 def test_an_interrupted_answer_is_kept_as_far_as_it_was_said(speech, whole_prompts):
     options, spoken = dataclasses.replace(TEXT, max_new_tokens=60), dataclasses.replace(SPOKEN, loop_guard=None)
     spoken = dataclasses.replace(spoken, codes=dataclasses.replace(spoken.codes, max_new_tokens=400))
-    with LiveSession(speech, sampling=options, speech=spoken) as session:
+    with session_of(speech, sampling=options, speech=spoken) as session:
         session.text("Tell me a long story.")
         said, sound = [], 0
         for event in session.respond():
@@ -228,7 +230,7 @@ def test_an_interrupted_answer_is_kept_as_far_as_it_was_said(speech, whole_promp
 
 
 def test_an_answer_that_was_heard_whole_is_kept_whole(speech):
-    with LiveSession(speech, sampling=TEXT, speech=SPOKEN) as session:
+    with session_of(speech, sampling=TEXT, speech=SPOKEN) as session:
         session.text("Hello.")
         events = session.respond()
         for event in events:
@@ -243,7 +245,7 @@ def test_a_sampler_answers_in_text_only(sampler):
     request = sampler.prepare(asked("What?", audio=(samples, RATE)))
     expected = sampler.generate([request], TEXT)[0]
     options = LiveOptions(maximum=log_mel_maximum(samples, sampler.processor))
-    with LiveSession(sampler, options, TEXT) as session:
+    with session_of(sampler, options, TEXT) as session:
         for piece in pieces(samples):
             session.audio(piece)
         session.text("What?")
@@ -260,7 +262,7 @@ def test_other_rates_are_resampled(speech, tmp_path):
     whole = load_audio((fine, 48000))
     answer = offline(speech, asked("Hm?", audio=(whole, RATE)))
     options = LiveOptions(rate=48000, maximum=log_mel_maximum(whole, speech.sampler.processor))
-    with LiveSession(speech, options, TEXT, SPOKEN) as session:
+    with session_of(speech, options, TEXT, SPOKEN) as session:
         for piece in pieces(fine, 0.4):
             session.audio(piece, 48000)
         session.text("Hm?")
@@ -270,7 +272,7 @@ def test_other_rates_are_resampled(speech, tmp_path):
 def test_bad_pieces_are_refused_and_the_session_goes_on(speech):
     samples = recording(1.0)
     answer = offline(speech, asked("What?", audio=(samples, RATE)))
-    with LiveSession(speech, sampling=TEXT, speech=SPOKEN) as session:
+    with session_of(speech, sampling=TEXT, speech=SPOKEN) as session:
         session.audio(samples[:8000])
         broken = samples[8000:].copy()
         broken[5] = np.nan
@@ -286,7 +288,7 @@ def test_bad_pieces_are_refused_and_the_session_goes_on(speech):
 
 
 def test_a_session_that_has_ended_says_so(speech):
-    session = LiveSession(speech, sampling=TEXT, speech=SPOKEN)
+    session = session_of(speech, sampling=TEXT, speech=SPOKEN)
     session.close()
     for use in (
         lambda: session.audio(recording(0.1)),
@@ -303,7 +305,7 @@ def test_a_session_that_has_ended_says_so(speech):
 
 
 def test_a_session_closed_in_the_middle_of_an_answer_is_quiet(speech):
-    session = LiveSession(speech, sampling=TEXT, speech=SPOKEN)
+    session = session_of(speech, sampling=TEXT, speech=SPOKEN)
     session.text("a")
     events = session.respond()
     next(events)
@@ -313,7 +315,7 @@ def test_a_session_closed_in_the_middle_of_an_answer_is_quiet(speech):
 
 @pytest.mark.parametrize("played", [-1.0, float("nan"), float("inf")])
 def test_what_was_played_must_be_a_time(speech, played):
-    with LiveSession(speech, sampling=TEXT, speech=SPOKEN) as session:
+    with session_of(speech, sampling=TEXT, speech=SPOKEN) as session:
         session.text("a")
         events = session.respond()
         next(events)
@@ -327,11 +329,11 @@ def test_what_was_played_must_be_a_time(speech, played):
 def test_an_answer_at_the_end_of_the_caches_ends_in_order(speech, words):
     """However long the prompt is: an end comes, and the next turn can begin (and may find no room)."""
     options = SamplingOptions(max_new_tokens=1000)
-    with LiveSession(speech, sampling=options, speech=SPOKEN, slots=256) as session:
-        session.text("a " * words)
+    with session_of(speech, sampling=options, speech=SPOKEN) as session:
+        session.text("a " * (768 + words))
         end = heard(session.respond())[2]
         assert end.finish_reason == "length" and end.codes
-        assert session.tokens <= 256
+        assert session.tokens <= 1024
         with pytest.raises(CapacityError):
             for _ in range(9):
                 session.text("a " * 60)
@@ -343,7 +345,7 @@ def test_positions_that_run_out_end_the_session(speech, monkeypatch):
     text = dataclasses.replace(config.thinker_config.text_config, max_position_embeddings=120)
     short = dataclasses.replace(config, thinker_config=dataclasses.replace(config.thinker_config, text_config=text))
     monkeypatch.setattr(speech.sampler, "config", short)
-    session = LiveSession(speech, sampling=TEXT, speech=SPOKEN)
+    session = session_of(speech, sampling=TEXT, speech=SPOKEN)
     with pytest.raises(CapacityError, match="position"):
         session.audio(recording(8.0))
     with pytest.raises(PromptError, match="has ended"):
@@ -351,7 +353,7 @@ def test_positions_that_run_out_end_the_session(speech, monkeypatch):
 
 
 def test_turns_take_turns(speech):
-    with LiveSession(speech, sampling=TEXT, speech=SPOKEN) as session:
+    with session_of(speech, sampling=TEXT, speech=SPOKEN) as session:
         with pytest.raises(PromptError, match="no answer"):
             session.interrupt()
         session.text("a")
@@ -366,16 +368,16 @@ def test_turns_take_turns(speech):
 
 
 def test_a_conversation_that_outgrows_its_caches_ends(speech):
-    session = LiveSession(speech, sampling=TEXT, speech=SPOKEN, slots=256)
-    with pytest.raises(CapacityError, match="256"):
-        for piece in pieces(recording(12.0)):
+    session = session_of(speech, sampling=TEXT, speech=SPOKEN)
+    with pytest.raises(CapacityError, match="1024"):
+        for piece in pieces(recording(44.0), 1.0):
             session.audio(piece)
     with pytest.raises(PromptError, match="has ended"):
         session.text("a")
 
 
 def test_sound_too_short_for_a_token_can_go_on(speech):
-    with LiveSession(speech, sampling=TEXT, speech=SPOKEN) as session:
+    with session_of(speech, sampling=TEXT, speech=SPOKEN) as session:
         session.audio(recording(0.01))
         with pytest.raises(MediaError, match="short"):
             session.respond()
@@ -385,4 +387,4 @@ def test_sound_too_short_for_a_token_can_go_on(speech):
 
 def test_an_unknown_voice_is_refused_at_once(speech):
     with pytest.raises(PromptError, match="Ethan, Chelsie"):
-        LiveSession(speech, speech=SpeechOptions(voice="Nobody"))
+        session_of(speech, speech=SpeechOptions(voice="Nobody"))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from input_pipeline.packing import BUCKETS
 from omni_jax.errors import CapacityError, CheckpointError, OmniError, PromptError
 from omni_jax.interop import reference_speech
 from omni_jax.sampling import speech_programs as sp
@@ -132,14 +133,16 @@ def test_seed_and_voice_change_what_is_said(speech, answered):
     assert voices[0] != voices[1]
 
 
-def test_chunks_of_any_size_give_the_same_codes(speech, sampler, answered):
-    """Of 8 tokens: the prompt has many, and the reply two."""
+def test_chunks_and_caches_of_any_size_give_the_same_codes(speech, sampler, answered, monkeypatch):
+    """Chunks of 8 tokens: the prompt has many, and the reply two."""
+    request, reply = answered["image"]
+    expected = codes_of(speech, [request], [reply], GREEDY)
     small = Speech.__new__(Speech)
     small.__dict__.update(speech.__dict__)
     small.sampler = type(sampler).__new__(type(sampler))
     small.sampler.__dict__.update(sampler.__dict__ | {"chunk": 8})
-    request, reply = answered["image"]
-    assert codes_of(small, [request], [reply], GREEDY) == codes_of(speech, [request], [reply], GREEDY)
+    monkeypatch.setattr("omni_jax.sampling.speech.BUCKETS", BUCKETS)
+    assert codes_of(small, [request], [reply], GREEDY) == expected
 
 
 @pytest.mark.parametrize("limit", [1, 2, 13, 25])
