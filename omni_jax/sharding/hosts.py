@@ -20,7 +20,7 @@ def start(
     On a cluster that JAX knows (Cloud TPU, Slurm, MPI, Kubernetes) all of it is found out; that there is one is told by
     the variables that Cloud TPU, Slurm and Open MPI set, or by OMNI_JAX_CLUSTER=1. Elsewhere give it, or set
     OMNI_JAX_COORDINATOR ("host:port" of process 0), OMNI_JAX_PROCESSES and OMNI_JAX_PROCESS. Without any of these
-    nothing is started.
+    nothing is started. A process that is gone is noticed after OMNI_JAX_HEARTBEAT seconds (100), and the others end.
 
     Returns:
         This process's index and the number of processes.
@@ -44,11 +44,13 @@ def start(
         # CPU devices of several processes need a library for their collectives; other platforms ignore it
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         try:
+            alive = {"heartbeat_timeout_seconds": int(os.environ.get("OMNI_JAX_HEARTBEAT", "100"))}
             if missing:
-                jax.distributed.initialize()
+                jax.distributed.initialize(**alive)
             else:
+                alive["initialization_timeout"] = 120
                 jax.distributed.initialize(
-                    given["coordinator"], int(given["processes"]), int(given["process"]), initialization_timeout=120
+                    given["coordinator"], int(given["processes"]), int(given["process"]), **alive
                 )
         except (RuntimeError, ValueError) as error:
             who = "This process" if missing else f"Process {given['process']} of {given['processes']}"

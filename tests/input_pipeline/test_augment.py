@@ -81,7 +81,7 @@ def test_companding_rounds_to_256_values_finer_where_it_is_quiet():
     out = A.compand(np.linspace(-1, 1, RATE, dtype=np.float32))
     values = np.unique(out)
     assert len(values) <= 256
-    assert np.abs(out - np.linspace(-1, 1, RATE)).max() < 0.03
+    assert np.abs(out - np.linspace(-1, 1, RATE)).max() < 0.05  # of the loudest
     assert np.diff(values)[len(values) // 2] < 0.001
 
 

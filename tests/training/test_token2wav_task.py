@@ -80,7 +80,6 @@ def test_two_utterances_are_learnt_and_come_back_from_their_codes(batch):
     made = np.asarray(sample(batch.codes))
     swapped = np.asarray(sample(batch.codes[:, ::-1]))
     blind = np.broadcast_to(truth[real].mean(axis=0), truth.shape)
-    print(means, distance(made), distance(swapped), distance(blind))
     assert distance(made) < 0.8
     assert distance(made) < 0.5 * distance(blind)  # it is the codes that say what sounds
     assert distance(made) < 0.5 * distance(swapped)

@@ -84,7 +84,6 @@ def test_the_sound_of_two_recordings_is_learnt(params, batch):
 
     before = error(params)
     after, means = fit(TASK.loss, params, batch, steps=150, learning_rate=4e-3)
-    print(means, before, error(after))
     assert means["mel"] < 1.0
     assert error(after) < min(1.0, 0.5 * before)
     assert 0 < means["discriminator"] < 3  # it has been learning too: 3 judges that say 0 to all lose 1 each
