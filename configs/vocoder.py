@@ -18,7 +18,13 @@ config = RunConfig(
     output="runs/vocoder",
     data=DataConfig(sources=(SourceConfig("data/recordings.jsonl"),), clip_seconds=4, rows=32),
     optimizer=OptimizerConfig(
-        learning_rate=1e-4, warmup_steps=0, total_steps=500_000, beta1=0.8, beta2=0.99, weight_decay=0.01
+        learning_rate=1e-4,
+        warmup_steps=0,
+        total_steps=500_000,
+        beta1=0.8,
+        beta2=0.99,
+        weight_decay=0.01,
+        clip=500.0,  # both sides share the norm: a low limit would let one slow down the other
     ),
     dtype="float32",
 )

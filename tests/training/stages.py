@@ -22,7 +22,9 @@ from tests.input_pipeline.media_files import numbered_frame, picture, tone, writ
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # Most of the time goes into compiling: the least of it.
-CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+CHEAP = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+)
 SHAPE = RowShape(tokens=256, audio_blocks=3, patches=64)
 
 Line = dict[str, Any]
