@@ -48,11 +48,14 @@ class JsonLines:
         Raises:
             DataError: not JSON, or malformed; without the name of the line, which is `where(index)`.
         """
+        return one_form(self.value(index), self.path.parent)
+
+    def value(self, index: int) -> Any:
+        """What one line says, as it stands there. Raises DataError where it is not JSON."""
         try:
-            value = json.loads(self._line(index))
+            return json.loads(self._line(index))
         except (ValueError, RecursionError) as error:
             raise DataError(f"not JSON: {error}. Each line must be one whole object.") from error
-        return one_form(value, self.path.parent)
 
     def _line(self, index: int) -> bytes:
         start, stop = (int(offset) for offset in self._offsets[index])

@@ -32,7 +32,8 @@ def one_form(conversation: Any, folder: Path | None = None) -> dict[str, Any]:
         conversation: `{"messages": [{"role", "content", "loss"}, ...]}` or `{"text": str}`. Contents are strings, in
             which `<image>`, `<audio>` and `<video>` stand for the entries of the lists "images", "audios", "videos" in
             order; or lists of items (see `chat.render`), whose texts are taken literally. A spoken answer is an item
-            `{"type": "speech", "voice", "codes"}` or `{"type": "speech", "voice", "chosen", "rejected", "reference"}`.
+            `{"type": "speech", "voice", "codes"}` or `{"type": "speech", "voice", "chosen", "rejected", "reference"}`;
+            `{"type": "speech", "voice", "audio"}` until `omni-jax speech-codes` has made codes of the recording.
             Other keys are left alone.
         folder: what relative paths start from; None leaves them.
 
@@ -145,6 +146,8 @@ def _content(content: Any, where: str, queues: Mapping[str, Iterator[Any]], fold
         kind = item.get("type")
         if kind == "speech":
             item = {key: _codes(value, place, folder) if key in _CODES else value for key, value in item.items()}
+            if "audio" in item:
+                item["audio"] = _source(item["audio"], place, folder)
         elif kind in MEDIA_KEYS and kind in item:
             item = {**item, kind: _source(item[kind], place, folder)}
         items.append(dict(item))

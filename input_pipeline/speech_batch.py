@@ -138,6 +138,9 @@ def transcribed_speech(
     return TranscribedSpeech(np.stack([mel for mel, _ in rows]), np.stack([frames for _, frames in rows]), text, target)
 
 
+UTF8_LABELS = 257  # with the blank
+
+
 def utf8_labels(text: str) -> list[int]:
     """Labels of a text of any script, without a vocabulary: its UTF-8 bytes, from 1 to 256."""
     return [byte + 1 for byte in text.encode()]

@@ -49,6 +49,10 @@ def take_speech(
 def _spoken(item: Mapping[str, Any], where: str, context: ExampleContext) -> Spoken:
     if not context.num_codes:
         raise DataError(f"{where}: this model has no Talker. Leave speech out, or take another checkpoint.")
+    if "audio" in item:
+        raise DataError(
+            f"{where}: a recording of an answer has to be turned into codes first: omni-jax speech-codes --help tells how."
+        )
     unknown = [key for key in item if key not in ("type", "voice", "codes", "chosen", "rejected", "reference")]
     if unknown:
         raise DataError(f"{where}: unknown key {unknown[0]!r}. It takes voice, and codes or chosen and rejected.")

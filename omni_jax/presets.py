@@ -167,7 +167,6 @@ _TOKENIZERS = {
         encoder_attention_heads=4,
         encoder_ffn_dim=128,
         quantizer_layer=1,
-        text_vocab_size=33,
         decoder_channels=64,
     ),
 }

@@ -49,6 +49,11 @@ def measure(workload: Workload, target: CompileTarget, *, only: Sequence[str] | 
     whole = all(one["bytes_moved"] is not None for one in programs)
     collectives: Counter[str] = Counter()
     limits = Roofline(*(sum(one["times"] * one["limits"][n] for one in programs) for n in range(3)))
+    # programs run one after the other, so their rooflines add
+    seconds = sum(one["times"] * max(one["limits"]) for one in programs)
+    utilisation = None
+    if workload.model_flops and whole and seconds:
+        utilisation = workload.model_flops / target.devices / target.chip.flops / seconds
     for one in programs:
         for kind, size in one["collectives"].items():
             collectives[kind] += round(size * one["times"])
@@ -60,8 +65,8 @@ def measure(workload: Workload, target: CompileTarget, *, only: Sequence[str] | 
         "temporary_bytes": worst["temporary_bytes"],
         "flops": round(sum(one["times"] * one["flops"] for one in programs)),
         "bytes_moved": round(sum(one["times"] * one["bytes_moved"] for one in programs)) if whole else None,
-        # programs run one after the other, so their rooflines add
-        "roofline_seconds": sum(one["times"] * max(one["limits"]) for one in programs) if whole else None,
+        "roofline_seconds": seconds if whole else None,
+        "utilisation": utilisation,
         "bound_by": limits.bound_by if whole else None,
         "collectives": dict(collectives),
         "compile_seconds": round(sum(one["compile_seconds"] for one in programs), 2),

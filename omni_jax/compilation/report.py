@@ -38,6 +38,10 @@ def to_text(report: Mapping[str, Any], workload: str) -> str:
         seconds, units = report["roofline_seconds"], report["units"]
         rate = f"{1e3 * seconds / units:.3g} ms a {report['unit']}" if units else ""
         lines.append(f"roofline: {seconds:.4g} s in all, {rate}, bound by {report['bound_by']}")
+    if report["utilisation"] is not None:
+        lines.append(
+            f"utilisation at that pace: {100 * report['utilisation']:.0f} % of the peak goes into the model once"
+        )
     unsure = sorted({name for one in report["programs"] for name in one["uncounted_kernels"]})
     if unsure:
         lines.append(f"operations of these kernels are not counted: {', '.join(unsure)}")

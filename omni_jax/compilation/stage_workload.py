@@ -12,6 +12,7 @@ from omni_jax.errors import ConfigError
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.sharding.rules import TRAINING
 from omni_jax.training.batch_shapes import batch_shapes
+from omni_jax.training.metrics_flops import flops_per_position, positions
 from omni_jax.training.run_config import RunConfig, load_config
 from omni_jax.training.run_stages import model_of
 from omni_jax.training.step import Trainer
@@ -80,7 +81,16 @@ def stage(options: Options) -> Workload:
         units=units,
         notes=tuple(notes),
         remedies=REMEDIES,
+        model_flops=_model_flops(run, trainer, rows * run.accumulate),
     )
+
+
+def _model_flops(run: RunConfig, trainer: Trainer, rows: int) -> float | None:
+    """Of one step; None for stages on recordings, whose positions are not those of a row."""
+    if not hasattr(run.stage, "chunk"):
+        return None
+    each = flops_per_position(trainer.shapes, trainer.trained)
+    return rows * sum(each.get(name, 0) * count for name, count in positions(run.data.shape).items())
 
 
 def _mesh(options: Options, run: RunConfig) -> dict[str, int]:

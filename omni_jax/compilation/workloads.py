@@ -115,6 +115,7 @@ class Workload:
         unit, units: what one run of the whole workload makes, e.g. 32 of "token".
         notes: lines for people, e.g. what the default context comes from.
         remedies: what would need less memory, for a workload that does not fit.
+        model_flops: operations that the model itself needs on all devices, nothing done twice; of training steps.
     """
 
     programs: tuple[Program, ...]
@@ -125,6 +126,7 @@ class Workload:
     units: float
     notes: tuple[str, ...] = ()
     remedies: tuple[str, ...] = ()
+    model_flops: float | None = None
 
 
 def builder(name: str) -> Callable[[Options], Workload]:

@@ -5,7 +5,8 @@ A source is a JSON lines file, one recording a line, paths from its folder:
     {"audio": "a.wav", "codes": [5, 17, …]}                                     inversion: sound and its codes
     {"audio": "a.wav", "text": "What is said."}                                 scratch
     {"audio": "a.wav", "codes": […], "reference": "b.wav", "speaker": "v.npy"}  Token2Wav: another recording of the
-                                                                                voice, and the voice's vector
+                                                                                voice, or its mel (.npy), and the
+                                                                                voice's vector
     {"audio": "a.wav"}                                                          vocoder
 
 The order is a new permutation in each epoch, and chance is drawn for each row by its number: a run that is resumed
@@ -28,14 +29,15 @@ from input_pipeline.augment import augment, random_speaker
 from input_pipeline.loader import Report
 from input_pipeline.loader_rows import Skipped
 from input_pipeline.media_audio import load_audio
-from input_pipeline.speech_batch import coded_speech, sounded_mel, transcribed_speech, utf8_labels, voiced_codes
-from input_pipeline.speech_mel import speech_mel
+from input_pipeline.speech_batch import UTF8_LABELS, coded_speech, sounded_mel, transcribed_speech, utf8_labels, voiced_codes
+from input_pipeline.speech_mel import MEL_24K, speech_mel
 from omni_jax.config import OmniConfig, ProcessorConfig
 from omni_jax.errors import ConfigError, DataError, OmniError
 from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig, TfdsConfig
 
 _AHEAD = 2  # steps that are made before they are asked for
 _TRIES = 8  # recordings that a row is tried with
+_REFERENCE_FRAMES = 400
 
 
 class ClipKind(Protocol):
@@ -58,7 +60,7 @@ class CodedClips:
 
     def read(self, line: Mapping[str, Any], folder: Path, rng: np.random.Generator) -> tuple:
         sound = _sound(line, folder, 16_000, self.data.clip_seconds)
-        codes = _codes(line)
+        codes = codes_of(line)
         sound = augment(sound, 16_000, rng) if self.data.augment else sound
         coded_speech([(sound, codes)], self.blocks, self.processor)  # says what is wrong with this one
         return sound, codes
@@ -73,6 +75,11 @@ class TranscribedClips:
     def __init__(self, data: DataConfig, model: OmniConfig, processor: ProcessorConfig):
         self.data, self.processor, self.blocks = data, processor, -(-int(data.clip_seconds * 50) // 100)
         self.labels = self.most_labels(data)
+        tokenizer = model.speech_tokenizer_config
+        if tokenizer is not None and tokenizer.text_vocab_size < UTF8_LABELS:
+            raise ConfigError(
+                f"The speech tokenizer has {tokenizer.text_vocab_size} labels of text; bytes need {UTF8_LABELS}."
+            )
 
     @staticmethod
     def most_labels(data: DataConfig) -> int:
@@ -97,23 +104,13 @@ class TranscribedClips:
 class VoicedClips:
     """Rows of `VoicedCodes`. Their sound is never changed: it is the target."""
 
-    reference_frames = 400
-
     def __init__(self, data: DataConfig, model: OmniConfig, processor: ProcessorConfig):
         self.data, self.codes = data, int(50 * data.clip_seconds)
         self.width = model.token2wav_config.dit_config.enc_emb_dim
 
     def read(self, line: Mapping[str, Any], folder: Path, rng: np.random.Generator) -> tuple:
         sound = _sound(line, folder, 24_000, self.data.clip_seconds)
-        other = _sound(line, folder, 24_000, None, key="reference")
-        frames = self.reference_frames
-        mel = speech_mel(other)
-        mel = np.tile(mel, (-(-frames // len(mel)), 1))[:frames]  # a short one is repeated
-        speaker = line.get("speaker")
-        vector = np.load(folder / speaker) if isinstance(speaker, str) else np.asarray(speaker, np.float32)
-        if vector.size != self.width:
-            raise DataError(f"has a speaker vector of {vector.size} numbers, the model takes {self.width}.")
-        row = _codes(line), sound, mel, vector.reshape(-1)
+        row = codes_of(line), sound, *voice_of(line, folder, self.width)
         voiced_codes([row], self.codes)
         return row
 
@@ -282,7 +279,30 @@ def _sound(
     return sound
 
 
-def _codes(line: Mapping[str, Any]) -> np.ndarray:
+def voice_of(line: Mapping[str, Any], folder: Path, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reference mel float32 [400, 80] and vector float32 [width] of a recording's voice.
+
+    Raises:
+        OmniError, OSError, ValueError: they are missing, unreadable or of another size.
+    """
+    reference, bins = line.get("reference"), MEL_24K.num_mel_bins
+    if isinstance(reference, str) and reference.endswith(".npy"):
+        mel = np.asarray(np.load(folder / reference), np.float32)
+        if mel.ndim != 2 or mel.shape[1] != bins or not len(mel):
+            raise DataError(f"has a reference of shape {list(mel.shape)}. Give a mel [frames, {bins}].")
+    else:
+        mel = speech_mel(_sound(line, folder, 24_000, None, key="reference"))
+    mel = np.tile(mel, (-(-_REFERENCE_FRAMES // len(mel)), 1))[:_REFERENCE_FRAMES]  # a short one is repeated
+    speaker = line.get("speaker")
+    vector = np.load(folder / speaker) if isinstance(speaker, str) else speaker
+    vector = np.asarray([] if vector is None else vector, np.float32).reshape(-1)
+    if len(vector) != width:
+        raise DataError(f"has a speaker vector of {len(vector)} numbers, the model takes {width}.")
+    return mel, vector
+
+
+def codes_of(line: Mapping[str, Any]) -> np.ndarray:
+    """The codes of a recording, int32 [C]. Raises DataError where they are none."""
     codes = np.asarray(line.get("codes", ()))
     if codes.ndim != 1 or not len(codes) or codes.dtype.kind not in "iu" or codes.min() < 0:
         raise DataError('has no "codes", a list of numbers from 0.')
