@@ -241,7 +241,7 @@ def _item(item: Any, where: str) -> str | MediaSegment:
         if not isinstance(item.get("text"), str):
             raise PromptError(f"{where}: a text item needs a string under 'text'.")
         return item["text"]
-    if kind not in _MEDIA_TYPES:
+    if not isinstance(kind, str) or kind not in _MEDIA_TYPES:
         raise PromptError(f"{where}: type {kind!r} is not known. Use one of text, {', '.join(_MEDIA_TYPES)}.")
     medium = _MEDIA_TYPES[kind]
     _only_keys(item, ("type", kind, *(_VIDEO_OPTIONS if medium == "video" else ())), where)

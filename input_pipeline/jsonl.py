@@ -50,6 +50,13 @@ class JsonLines:
         """
         return one_form(self.value(index), self.path.parent)
 
+    def text(self, index: int) -> str:
+        """One line of a file that is not JSON. Raises DataError where it is not UTF-8."""
+        try:
+            return self._line(index).decode().strip()
+        except UnicodeDecodeError as error:
+            raise DataError(f"not UTF-8: {error}. Save the file as UTF-8.") from error
+
     def value(self, index: int) -> Any:
         """What one line says, as it stands there. Raises DataError where it is not JSON."""
         try:

@@ -79,23 +79,24 @@ def begin(preparation: Preparation, *, overwrite: bool = False) -> None:
     """Makes the folder, or finds out that what it holds was made in the same way.
 
     Raises:
-        DataError: it holds shards that were made from other data, with other options, or something else.
+        DataError: it holds something else, or shards that were made from other data or with other options and are not
+            to be overwritten.
     """
     folder, settings = preparation.folder, preparation.settings
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        before = read_json(folder / SETTINGS, "") if (folder / SETTINGS).exists() and not overwrite else None
-        if before is None:
-            if not overwrite and any(not path.name.startswith(".") for path in folder.iterdir()):
-                raise DataError(f"{folder} is not empty, and omni-jax prepare did not make it. Choose another folder.")
+        before = read_json(folder / SETTINGS, "") if (folder / SETTINGS).exists() else None
+        if before is None and any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise DataError(f"{folder} is not empty, and omni-jax prepare did not make it. Choose another folder.")
+        differing = [] if before is None else list(_differences(before, settings))
+        if differing and overwrite:  # not where nothing differs: other machines may be at work on their parts
             for old in [*folder.glob("data-*-of-*"), *folder.glob(".data-*"), folder / INDEX]:
                 old.unlink(missing_ok=True)
+        if before is None or (differing and overwrite):
             write_json(folder / SETTINGS, settings)
-            return
     except OSError as error:
         raise DataError(f"{folder} cannot be written: {error.strerror}. Choose another folder.") from error
-    differing = list(_differences(before, settings))
-    if differing:
+    if differing and not overwrite:
         raise DataError(
             f"{folder} holds shards that were made with another {', '.join(differing)}.\n"
             "Choose another folder, or make them anew with --overwrite."

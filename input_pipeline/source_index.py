@@ -5,6 +5,7 @@ The pass opens all media, so it runs in worker processes, and its result is kept
 
 import json
 import os
+import socket
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -84,7 +85,7 @@ def write_index(file: Path, fingerprint: str, index: Index) -> bool:
     """Keeps an index in `file`, which appears whole or not at all; False where the folder cannot be written."""
     rejected = [astuple(each) for each in index.rejected]
     about = json.dumps({"fingerprint": fingerprint, "rejected": rejected, "total": index.total})
-    half = file.with_name(f".{file.name}.{os.getpid()}")
+    half = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(half, "wb") as stream:

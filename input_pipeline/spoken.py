@@ -51,7 +51,7 @@ def _spoken(item: Mapping[str, Any], where: str, context: ExampleContext) -> Spo
         raise DataError(f"{where}: this model has no Talker. Leave speech out, or take another checkpoint.")
     if "audio" in item:
         raise DataError(
-            f"{where}: a recording of an answer has to be turned into codes first: omni-jax speech-codes --help tells how."
+            f"{where}: a recorded answer has to become codes first; omni-jax speech-codes --help tells how."
         )
     unknown = [key for key in item if key not in ("type", "voice", "codes", "chosen", "rejected", "reference")]
     if unknown:
@@ -60,7 +60,7 @@ def _spoken(item: Mapping[str, Any], where: str, context: ExampleContext) -> Spo
     if keys not in (["codes"], ["chosen", "rejected"]):
         raise DataError(f"{where}: give either 'codes', or 'chosen' and 'rejected'; found {keys or 'none of them'}.")
     voice = item.get("voice")
-    if voice not in context.voices:
+    if not isinstance(voice, str) or voice not in context.voices:
         raise DataError(f"{where}: there is no voice {voice!r}. Voices: {', '.join(context.voices) or 'none'}.")
     token = int(context.voices[voice])
     answers = tuple(SpeechExample(token, _codes(item[key], f"{where}, {key}", context.num_codes)) for key in keys)

@@ -94,11 +94,11 @@ def _tiny() -> C.OmniConfig:
         enc_se_channels=16,
         enc_dim=16,
     )
-    # two stages in place of six, for 240 samples a frame: compiling a vocoder takes longest of all
+    # three stages in place of six, for 240 samples a frame: compiling a vocoder takes longest of all
     vocoder = C.BigVGANConfig(
         upsample_initial_channel=64,
-        upsample_rates=(15, 16),
-        upsample_kernel_sizes=(25, 26),
+        upsample_rates=(5, 6, 8),
+        upsample_kernel_sizes=(11, 12, 16),
         resblock_kernel_sizes=(3, 7),
         resblock_dilation_sizes=((1, 3, 5), (1, 3, 5)),
     )

@@ -43,8 +43,8 @@ class CompileArgs:
     training sequence."""
     batch: Annotated[int | None, arg(metavar="INT")] = None
     """Rows that are answered together (1), or sequences of a training step (one for each device that takes one)."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of parameters, caches and compute (the decoders of sound stay in float32)."""
+    dtype: Literal["bfloat16", "float32"] | None = None
+    """Of parameters, caches and compute (the decoders of sound stay in float32): bfloat16, or as a run's file says."""
     mesh: Annotated[str | None, arg(metavar="AXIS=SIZE,...")] = None
     """Sizes of the mesh axes data, fsdp, tensor and context; by default chosen for model and target."""
     memory: Annotated[float | None, arg(metavar="GIB")] = None
@@ -87,7 +87,7 @@ def run(args: CompileArgs) -> int:
         "target": args.target,
         "context": args.context,
         "batch": args.batch,
-        "dtype": args.dtype,
+        "dtype": args.dtype or (None if file else "bfloat16"),
         "weights": args.weights,
         "mesh": None if args.mesh is None else parse_mesh(args.mesh),
         "memory": None if args.memory is None else int(args.memory * (1 << 30)),

@@ -26,6 +26,15 @@ COMMANDS = {
     "export": Command("omni_jax.cli.export", "ExportArgs", "Turn a JAX checkpoint into the published form."),
     "prepare": Command("omni_jax.cli.prepare", "PrepareArgs", "Turn conversations and media into training shards."),
     "prefer": Command("omni_jax.cli.prefer", "PreferArgs", "Make pairs of better and worse speech, to train on."),
+    "speech-pairs": Command(
+        "omni_jax.cli.speech_pairs", "SpeechPairsArgs", "Make sound whose speech codes are known, to train on."
+    ),
+    "speech-codes": Command(
+        "omni_jax.cli.speech_codes", "SpeechCodesArgs", "Turn recordings into speech codes, to train on."
+    ),
+    "speech-report": Command(
+        "omni_jax.cli.speech_report", "SpeechReportArgs", "Report how good the codes of a speech tokenizer are."
+    ),
     "train": Command("omni_jax.cli.train", "TrainArgs", "Train a stage of the paper, as a configuration file says."),
     "compile": Command("omni_jax.cli.compile", "CompileArgs", "Report what a chip would need, without having one."),
     "parity": Command("omni_jax.cli.parity", "ParityArgs", "Compare every part with PyTorch, number by number."),
@@ -99,7 +108,7 @@ def _parse(arguments: type, name: str, rest: list[str]):
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:<10}  {command.summary}" for name, command in COMMANDS.items())
+    commands = "\n".join(f"  {name:<13}  {command.summary}" for name, command in COMMANDS.items())
     return _HELP.format(commands=commands, debug=console.DEBUG_VARIABLE)
 
 

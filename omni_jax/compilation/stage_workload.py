@@ -37,7 +37,8 @@ def stage(options: Options) -> Workload:
     if options.weights is not None:
         raise ConfigError(f"--weights {options.weights} is for answering; training keeps its weights in float32.")
     run = load_config(options.extra["run"])
-    run = replace(run, dtype=str(jnp.dtype(options.dtype)))
+    if options.dtype is not None:
+        run = replace(run, dtype=str(jnp.dtype(options.dtype)))
     if options.context is not None:
         run = replace(run, data=replace(run.data, shape=_scaled(run, options.context)))
     model = model_of(run.stage, options.config)

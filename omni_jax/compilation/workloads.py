@@ -63,7 +63,7 @@ class Options:
         devices: what the programs are compiled for, from a topology description.
         context: cache slots of each row; None for those that a film of 60 s with sound needs.
         batch: rows, or sequences of a training step; None for the workload's own choice.
-        dtype: "bfloat16" or "float32", of parameters, caches and compute.
+        dtype: "bfloat16" or "float32", of parameters, caches and compute; None for a training run's own.
         weights: "int8" to store large matrices so, of workloads that answer; None for `dtype`.
         mesh: sizes of mesh axes, e.g. {"fsdp": 4}; None for the workload's own choice.
         extra: options of one workload only, as text.
@@ -73,7 +73,7 @@ class Options:
     devices: "list[jax.Device]"
     context: int | None = None
     batch: int | None = None
-    dtype: str = "bfloat16"
+    dtype: str | None = "bfloat16"
     weights: str | None = None
     mesh: Mapping[str, int] | None = None
     extra: Mapping[str, str] = field(default_factory=dict)

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from input_pipeline.mel import num_mel_frames
 from input_pipeline.speech_batch import BLOCK_FRAMES, mel_blocks
@@ -79,7 +79,9 @@ class SpeechCoder:
         Raises:
             MediaError: a recording that is too short for a code, or not finite.
         """
-        cut = [self.cut(waveform, name) for waveform, name in zip(waveforms, names or ["The recording"] * len(waveforms))]
+        cut = [
+            self.cut(waveform, name) for waveform, name in zip(waveforms, names or ["The recording"] * len(waveforms))
+        ]
         return self.encode_blocks(cut)
 
     def cut(

@@ -118,6 +118,19 @@ class Checkpoints:
         else:
             self._in_a_row, self._pending = 0, None
 
+    def confirm(self, step: int) -> None:
+        """Waits until the state after `step`, the last of a run, is safely stored.
+
+        Raises:
+            CheckpointError: it is not, whatever is tolerated.
+        """
+        self.settle()
+        if self.latest() != step:
+            raise CheckpointError(
+                f"The last checkpoint could not be written to {self.folder}. Make room, then start the same "
+                f"command again: it goes on from step {self.latest()}."
+            )
+
     def _failed(self, error: Exception) -> None:
         step, self._pending = self._pending, None
         self.failures += 1

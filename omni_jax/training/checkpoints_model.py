@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omni_jax.config import OmniConfig
 from omni_jax.config_json import config_to_dict, read_config, read_json_object
@@ -22,7 +22,7 @@ from omni_jax.interop.import_checkpoint import CARRIED, EXTRA, PARAMS, RECORD
 from omni_jax.interop.restore import load_checkpoint_info, restore_params
 from omni_jax.interop.write_aside import write_aside
 from omni_jax.models.logical_axes import logical_axes
-from omni_jax.sharding.rules import TRAINING, shardings
+from omni_jax.sharding.rules import TRAINING, partition_spec, parts
 
 RUN = "training.json"  # what a trained folder was made by
 _ADDED = ("speech_tokenizer_config", "discriminator_config")  # what a stage may add to a published model
@@ -36,6 +36,7 @@ def save_model(
     source: str | Path,
     mesh: Mesh,
     dtype: Any | None = None,
+    untouched: Collection[str] = (),
     about: Mapping[str, Any],
 ) -> None:
     """Writes `params`, the components of `source` that were not trained, and all its other files. Whole or not at all.
@@ -45,6 +46,8 @@ def save_model(
     Args:
         params: nested dict by component. source: the checkpoint folder that the run began with.
         dtype: of all parameters; None stores each as `source` does, and new ones in float32.
+        untouched: paths in `params` that training has left as they were. They may have been kept in a narrower dtype
+            meanwhile: the values of `source` are written.
         about: stored as training.json.
 
     Raises:
@@ -54,9 +57,15 @@ def save_model(
     info = load_checkpoint_info(source)
     rest = tuple(component for component in info.components if component not in params)
     stored = dict(flatten_dict(params, sep="/"))
-    if rest:
-        placed = shardings(*logical_axes(model, rest), mesh, TRAINING)
-        stored |= flatten_dict(restore_params(source, model, shardings=placed, components=rest), sep="/")
+    lost = {path for path in untouched if path in info.shapes and stored[path].dtype != info.shapes[path].dtype}
+    again = tuple(name for name in info.components if name in rest or any(path.startswith(f"{name}/") for path in lost))
+    if again:
+        read = restore_params(source, model, shardings=_places(model, again, mesh), components=again)
+        stored |= {
+            path: leaf
+            for path, leaf in flatten_dict(read, sep="/").items()
+            if path in lost or path.split("/", 1)[0] in rest
+        }
 
     def kind(path: str) -> Any:
         return jnp.dtype(dtype or getattr(info.shapes.get(path), "dtype", jnp.float32))
@@ -78,6 +87,18 @@ def save_model(
             _carry(source, folder, model, about)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the model folder is written")
+
+
+def _places(model: OmniConfig, components: tuple[str, ...], mesh: Mesh) -> dict[str, Any]:
+    """Where parameters that are only carried along live meanwhile: an axis that does not divide stays whole."""
+    axes, shapes = logical_axes(model, components)
+
+    def one(names: tuple, leaf: Any) -> NamedSharding:
+        spec = partition_spec(names, TRAINING)
+        fits = (split if size % parts(mesh, split) == 0 else None for size, split in zip(leaf.shape, spec))
+        return NamedSharding(mesh, PartitionSpec(*fits))
+
+    return jax.tree.map(one, axes, shapes, is_leaf=lambda node: isinstance(node, tuple))
 
 
 def _carry(source: Path, folder: Path, model: OmniConfig, about: Mapping[str, Any]) -> None:

@@ -127,7 +127,10 @@ def train(
         CheckpointError: too many saves have failed.
     """
     batches, flight, since, step = iter(data), deque[_Step](), _Since(stepping=clock.stepping), first
-    reason = stop.reason if plan.total_steps > first else "done"
+    skipped: deque[_Step] = deque(maxlen=plan.patience)  # the last ones, in a row
+    reason = "done" if plan.total_steps <= first else ""
+    if jax.process_count() == 1:  # several stop together, at a step that all of them reach
+        reason = reason or stop.reason
 
     def land(left: int) -> None:
         """Waits until no more than `left` steps are under way, and reports those that have ended."""
@@ -137,7 +140,11 @@ def train(
             since.steps.append(ended)
             clock.steps += 1
             clock.skipped += bool(ended.values["skipped_in_a_row"])
-            _check(ended, since, plan)
+            if bool(ended.values["skipped_in_a_row"]):
+                skipped.append(ended)
+            else:
+                skipped.clear()
+            _check(skipped, plan)
             if plan.log_every and ended.number % plan.log_every == 0:
                 metrics.write(ended.number, _row(since, plan, clock, checkpoints))
 
@@ -188,14 +195,18 @@ def train(
         metrics.write(step, _row(since, plan, clock, checkpoints))
     if step > first or checkpoints.latest() is None:
         save()
+        checkpoints.confirm(step)
     return Outcome(state, step, reason)
 
 
-def _check(ended: _Step, since: _Since, plan: Plan) -> None:
+def _check(skipped: Sequence[_Step], plan: Plan) -> None:
+    if not skipped:
+        return
+    ended = skipped[-1]
     in_a_row = int(ended.values["skipped_in_a_row"])
     if in_a_row < plan.patience:
         return
-    names = list(dict.fromkeys(name for step in since.steps[-in_a_row:] for name in step.report.names))
+    names = list(dict.fromkeys(name for step in skipped for name in step.report.names))
     shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     loss, norm = float(ended.values["loss"]), float(ended.values["gradient_norm"])
     raise NumericsError(

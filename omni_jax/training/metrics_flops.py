@@ -43,10 +43,11 @@ def flops_per_position(shapes: Mapping[str, Any], trained: Collection[str]) -> d
     Returns:
         Component -> operations a position.
     """
-    moving, out = {path.split("/", 1)[0] for path in trained}, {}
+    # an adapter lies at lora/PATH: its component passes gradients on
+    moving, out = {path.removeprefix("lora/").split("/", 1)[0] for path in trained}, {}
     for path, leaf in shapes.items():
         component, name = path.split("/", 1)[0], path.rsplit("/", 1)[-1]
-        passes = path in trained or any(before in moving for before in _BEFORE.get(component, ()))
+        passes = path in trained or any(before in moving for before in (component, *_BEFORE.get(component, ())))
         if name == "kernel":
             each = 2 + 2 * passes + 2 * (path in trained)
             out[component] = out.get(component, 0.0) + each * math.prod(leaf.shape)

@@ -155,7 +155,8 @@ def run(
         return Summary(outcome.step, outcome.reason, None)
     hooks.say(f"Writing the model of step {outcome.step} to {output / MODEL}.")
     params, kind = trainer.merged(outcome.state), config.model_dtype
-    save_model(output / MODEL, params, model, source=config.checkpoint, mesh=mesh, dtype=kind, about=about["config"])
+    carried = dict(source=config.checkpoint, untouched=trainer.untouched, about=about["config"])
+    save_model(output / MODEL, params, model, mesh=mesh, dtype=kind, **carried)
     return Summary(outcome.step, outcome.reason, output / MODEL)
 
 

@@ -29,7 +29,14 @@ from input_pipeline.augment import augment, random_speaker
 from input_pipeline.loader import Report
 from input_pipeline.loader_rows import Skipped
 from input_pipeline.media_audio import load_audio
-from input_pipeline.speech_batch import UTF8_LABELS, coded_speech, sounded_mel, transcribed_speech, utf8_labels, voiced_codes
+from input_pipeline.speech_batch import (
+    UTF8_LABELS,
+    coded_speech,
+    sounded_mel,
+    transcribed_speech,
+    utf8_labels,
+    voiced_codes,
+)
 from input_pipeline.speech_mel import MEL_24K, speech_mel
 from omni_jax.config import OmniConfig, ProcessorConfig
 from omni_jax.errors import ConfigError, DataError, OmniError
@@ -37,7 +44,6 @@ from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig, Tf
 
 _AHEAD = 2  # steps that are made before they are asked for
 _TRIES = 8  # recordings that a row is tried with
-_REFERENCE_FRAMES = 400
 
 
 class ClipKind(Protocol):
@@ -103,6 +109,8 @@ class TranscribedClips:
 
 class VoicedClips:
     """Rows of `VoicedCodes`. Their sound is never changed: it is the target."""
+
+    reference_frames = 400
 
     def __init__(self, data: DataConfig, model: OmniConfig, processor: ProcessorConfig):
         self.data, self.codes = data, int(50 * data.clip_seconds)
@@ -292,7 +300,8 @@ def voice_of(line: Mapping[str, Any], folder: Path, width: int) -> tuple[np.ndar
             raise DataError(f"has a reference of shape {list(mel.shape)}. Give a mel [frames, {bins}].")
     else:
         mel = speech_mel(_sound(line, folder, 24_000, None, key="reference"))
-    mel = np.tile(mel, (-(-_REFERENCE_FRAMES // len(mel)), 1))[:_REFERENCE_FRAMES]  # a short one is repeated
+    frames = VoicedClips.reference_frames
+    mel = np.tile(mel, (-(-frames // len(mel)), 1))[:frames]  # a short one is repeated
     speaker = line.get("speaker")
     vector = np.load(folder / speaker) if isinstance(speaker, str) else speaker
     vector = np.asarray([] if vector is None else vector, np.float32).reshape(-1)

@@ -1,5 +1,7 @@
 """The data of a run: the sources that its configuration names, behind one loader."""
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from input_pipeline.records import RecordSource
 from input_pipeline.sources import JsonlSource, Source, TfdsSource
 from input_pipeline.tokenizer import Tokenizer
 from omni_jax.config_json import read_config, read_processor_config
-from omni_jax.errors import ConfigError
+from omni_jax.errors import ConfigError, DataError
 from omni_jax.training.run_config import RunConfig, SourceConfig, TfdsConfig, source_name
 
 Progress = Callable[[str, int, int], None]
+log = logging.getLogger(__name__)
+_NAMED = 5  # samples that a message lists
 
 
 class Conversations:
@@ -36,6 +40,7 @@ class Conversations:
             use_audio_in_video=config.data.use_audio_in_video,
             default_system=config.data.system or None,
             train_on=config.data.train_on,
+            with_speech=config.data.shape.speech > 0,
         )
 
     def __call__(self, sources: tuple[SourceConfig | TfdsConfig, ...], rows: Any, *, held_out: bool = False) -> Loader:
@@ -51,8 +56,11 @@ class Conversations:
         weights = [source.weight for source in sources]
         if None in weights and any(weight is not None for weight in weights):
             raise ConfigError(f"data.sources: weights {weights}. Give one for each source, or for none.")
+        opened = [self._open(source) for source in sources]
+        for source in opened:
+            _check_rejected(source, data.corrupt_share)
         return Loader(
-            [self._open(source) for source in sources],
+            opened,
             data.shape,
             self._model,
             rows=rows.total,
@@ -74,3 +82,26 @@ class Conversations:
         if Path(source.path).is_dir():
             return RecordSource(source.path, self._context, shape, name=name)
         return JsonlSource(source.path, self._context, shape, **options)
+
+
+def _check_rejected(source: Source, share: float) -> None:
+    """Tells what a source leaves out, which was found when it was measured.
+
+    Raises:
+        DataError: more than `share` of it is broken; samples that are too long are not.
+    """
+    rejected = source.rejected
+    if not rejected:
+        return
+    kinds = Counter(each.kind for each in rejected)
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    log.warning("%s: %d of %d samples are left out (%s).", source.name, len(rejected), source.total, told)
+    for each in rejected[:_NAMED]:
+        log.warning("  %s: %s", each.name, each.reason)
+    broken = [each for each in rejected if each.kind not in ("too long", "empty mask")]
+    if len(broken) > share * source.total:
+        raise DataError(
+            f"{source.name}: {len(broken)} of {source.total} samples cannot be used, more than data.corrupt_share = "
+            f"{share:g}. The first: {broken[0].name}: {broken[0].reason}\nMend them, or allow a larger share.",
+            broken[0].kind,
+        )

@@ -27,6 +27,7 @@ from omni_jax.training.optimizer import (
     is_matrix,
     learning_rate,
     make_optimizer,
+    matching,
     rate_factors,
 )
 from omni_jax.training.task import Losses, Task
@@ -49,6 +50,8 @@ class Guard:
     patience: int = 10
 
     def __post_init__(self):
+        if self.settle < 1:
+            raise ConfigError(f"guard: settle = {self.settle} must be at least 1. To have no limit, set spike to None.")
         if (self.spike is not None and self.spike <= 1) or self.patience < 1:
             raise ConfigError(
                 f"guard: spike = {self.spike} must be above 1, and patience = {self.patience} at least 1."
@@ -104,7 +107,8 @@ class Trainer:
             freeze: regular expressions of the parameters that stay as they are; their matrices are kept in `dtype`.
             rates: regular expression -> factor of the learning rate.
             accumulate: a step's batch is worked through in so many parts, whose gradients are added up.
-            lora: adapters are trained instead of the task's parameters, which all stay as they are.
+            lora: adapters are trained instead of the task's parameters, which all stay as they are. What `freeze`
+                names gets none.
             dtype: of compute.
 
         Raises:
@@ -118,9 +122,10 @@ class Trainer:
         if lora is None:
             self.frozen = frozen_paths(freeze, shapes) if freeze else frozenset()
         else:
-            frozen_paths(freeze, shapes)  # a pattern that matches nothing is an error here too
+            fixed = {path for pattern in freeze for path in matching(pattern, list(shapes), "freeze")}
             self.frozen = frozenset(shapes)
-            added_axes, added = lora_parts(lora, axes, shapes)
+            adaptable = {path: leaf for path, leaf in shapes.items() if path not in fixed}
+            added_axes, added = lora_parts(lora, axes, adaptable)
             axes = axes | {f"{LORA}/{path}": names for path, names in added_axes.items()}
             shapes = shapes | {f"{LORA}/{path}": leaf for path, leaf in added.items()}
         self.trained = tuple(sorted(path for path in shapes if path not in self.frozen))
@@ -224,6 +229,13 @@ class Trainer:
         """loss, weight and parts of a batch, without an update."""
         with on_mesh(self.mesh, self.rules):
             return self._evaluate(state.params, batch, state.key)
+
+    @property
+    def untouched(self) -> frozenset[str]:
+        """Paths of the model's parameters that training leaves as they are, adapters counted."""
+        prefix = f"{LORA}/"
+        adapted = (path.removeprefix(prefix) for path in self.trained if path.startswith(prefix))
+        return self.frozen - {path.rsplit("/", 1)[0] for path in adapted}
 
     def merged(self, state: TrainState) -> Params:
         """The parameters to answer with or to export, adapters added: a nested dict."""

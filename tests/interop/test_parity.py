@@ -184,7 +184,7 @@ def test_a_fault_in_the_talker_is_named(subject, path, index, first, last):
         ("dit/codes/embedding", (0, 3), "dit, one evaluation", "dit.layers.0 at t = 0.0, branch 1, frame "),
         ("dit/modulation/kernel", (2, 5, 7), "dit, one evaluation", "dit.layers.2 at t = 0.0, branch "),
         ("dit/output/bias", (7,), "dit, one evaluation", "dit, conditional velocity at t = 0.0, frame "),
-        ("bigvgan/block_1_1/dilated_1/bias", (3,), "bigvgan, waveform of a mel", "bigvgan.stages.1, place "),
+        ("bigvgan/block_2_1/dilated_1/bias", (3,), "bigvgan, waveform of a mel", "bigvgan.stages.2, place "),
         ("bigvgan/conv_out/kernel", (3, 0, 0), "bigvgan, waveform of a mel", "bigvgan.waveform, sample "),
     ],
 )

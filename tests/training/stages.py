@@ -1,9 +1,9 @@
-"""The stages of configs/, each at tiny size through the real run, on media decoded from disk; run by the stage tests.
+"""The stages of configs/, each at tiny size through the real run, on media decoded from disk: what their tests share.
 
-    python -m tests.training.stages thinker FOLDER
+    python -m tests.training.stages_thinker FOLDER
 
-FOLDER holds `checkpoints/` and gets `data/`, with one file for each source that the configurations name, `runs/`, and
-`results.json`. A stage begins with the model that its configuration names: that of the stage before it.
+FOLDER has `checkpoints/` and `data/` (see `lay_out`) and gets one file in `data/` for each source that a configuration
+names, `runs/`, and `results.json`. A stage begins with the model that its configuration names: that of the one before.
 """
 
 import json
@@ -153,10 +153,10 @@ def codes(output: str, lines: Sequence[Line]) -> list[tuple[list[int], str | Non
     return list(zip(made, reasons))
 
 
-def run_in_child(module: str, kind: str, folder: Path, **environment: str) -> Mapping[str, Any]:
-    """What `python -m MODULE KIND FOLDER` leaves in results.json."""
+def run_in_child(module: str, folder: Path, *kind: str, **environment: str) -> Mapping[str, Any]:
+    """What `python -m MODULE [KIND] FOLDER` leaves in results.json."""
     variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": CHEAP, "PYTHONPATH": str(CONFIGS.parent)}
-    command = [sys.executable, "-m", module, kind, str(folder)]
+    command = [sys.executable, "-m", module, *kind, str(folder)]
     done = subprocess.run(command, env=variables | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "results.json").read_text())

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from input_pipeline.training_batch import RowShape
 from omni_jax.training.lora import LoraConfig
 from omni_jax.training.run_config import SourceConfig
-from tests.training.stages import Line, answers, asked, line, shrunk, train, write_lines, few_sizes
+from tests.training.stages import Line, answers, asked, few_sizes, line, shrunk, train, write_lines
 
+PARTS = ("source/", "modality/")
 WHAT = "What is it?"
 PICTURES = [line(asked("cat.png", WHAT), "A cat."), line(asked("house.png", WHAT), "A red house.")]
 SOUNDS = [line(asked("drum.wav", WHAT), "A drum."), line(asked("bird.wav", WHAT), "Two birds.")]
@@ -37,6 +39,7 @@ SOURCES = {
     "long_text": renamed(WORDS),
     "long_video_audio": renamed(FILMS),
     "long_audio": renamed(SOUNDS),
+    "adapted": WORDS,
     "conversations": [*PICTURES, *SOUNDS, *renamed(FILMS), *WORDS],
 }
 
@@ -49,15 +52,20 @@ def heard(lines: list[Line]) -> list[Line]:
 
 def stages() -> dict[str, Any]:
     everything = dict(steps=30, learning_rate=4e-3)
+    adapted = shrunk("sft", steps=40, learning_rate=1e-2, shape=RowShape(tokens=256), rows=1, freeze=())
     return {
         "pretrain1_adapters": shrunk("pretrain1_adapters", steps=24, learning_rate=1e-2),
         "pretrain1_encoders": shrunk("pretrain1_encoders", steps=24, learning_rate=3e-3),
+        # two micro-batches, as the configuration says, decoded by a process of their own
         "pretrain2": shrunk("pretrain2", **everything, rows=1, workers=1),
+        # one micro-batch in place of four: convolutions within a loop are slow on CPU
         "pretrain3": shrunk("pretrain3", **everything, accumulate=1),
         "sft": shrunk("sft", **everything),
         "lora": replace(
-            shrunk("sft", steps=40, learning_rate=1e-2, lora=LoraConfig(("^thinker/",), rank=8), freeze=()),
+            adapted,
             output="runs/lora",
+            lora=LoraConfig(("^thinker/",), rank=8),
+            data=replace(adapted.data, sources=(SourceConfig("data/adapted"),)),
         ),
     }
 
@@ -76,7 +84,7 @@ def main(folder: str, *names: str) -> None:
         questions = [each for file in files for each in SOURCES[file] if "messages" in each]
         results[name] = {
             "losses": [row["loss"] for row in rows],
-            "last": rows[-1],
+            "reported": {part: value for row in rows[-5:] for part, value in row.items() if part.startswith(PARTS)},
             "wanted": [each["messages"][-1]["content"][0]["text"] for each in questions],
             "answers": [] if name.startswith("pretrain1") else answers(config.output, questions),
         }

@@ -126,6 +126,24 @@ def test_training_outlives_saves_that_fail_and_the_last_good_one_stays(tmp_path)
         assert equal(checkpoints.restore(4, *shapes_and_places(state_of(4))), state_of(4))
 
 
+def test_the_end_of_a_run_is_not_told_before_its_state_is_stored(tmp_path):
+    with Checkpoints(tmp_path, tolerated=2, say=lambda text: None) as checkpoints:
+        checkpoints.save(1, state_of(1), {})
+        checkpoints.confirm(1)
+        with files_at_most(1000):
+            checkpoints.save(2, state_of(2), {})
+            with pytest.raises(CheckpointError, match="The last checkpoint could not be written.*from step 1"):
+                checkpoints.confirm(2)
+        checkpoints._manager.save = _full
+        assert not checkpoints.save(3, state_of(3), {})  # refused at once, not while it is written
+        with pytest.raises(CheckpointError, match="The last checkpoint could not be written"):
+            checkpoints.confirm(3)
+
+
+def _full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
 def test_a_full_disk_harms_nothing_that_is_on_it(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

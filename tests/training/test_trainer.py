@@ -185,6 +185,18 @@ def test_adapters_alone_are_trained_and_merge_into_the_weights():
     assert float(model.evaluate(state, model.put(batch()))["loss"]) == pytest.approx(float(exported["loss"]), rel=1e-6)
 
 
+def test_frozen_parts_get_no_adapters():
+    model = trainer(lora=LoraConfig(rank=2), freeze=["^thinker/layers/mlp/"])
+    assert model.trained and not [path for path in model.trained if "mlp" in path]
+    with pytest.raises(ConfigError, match="lora.patterns: the pattern"):
+        trainer(lora=LoraConfig(patterns=("layers/mlp",)), freeze=["^thinker/layers/mlp/"])
+
+
+def test_a_guard_that_divides_by_nothing_is_refused():
+    with pytest.raises(ConfigError, match="settle = 0 must be at least 1"):
+        Guard(settle=0)
+
+
 def test_frozen_matrices_are_kept_in_the_dtype_of_compute():
     task = dataclasses.replace(TASK, dtype=jnp.bfloat16)
     model = Trainer(
