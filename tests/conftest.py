@@ -46,3 +46,18 @@ def tiny_checkpoint(tmp_path_factory, worker_id) -> tuple[Path, Path]:
             make_random_checkpoint(published, "tiny")
             import_checkpoint(published, imported)
     return published, imported
+
+
+@pytest.fixture(scope="session")
+def speech_pairs(tiny_checkpoint, tmp_path_factory, worker_id) -> Path:
+    """What `omni-jax speech-pairs` makes of two texts with the tiny checkpoint: once for all workers. Do not write."""
+    from tests.speech_data import PAIRS, TEXTS, make_pairs
+
+    base = tmp_path_factory.getbasetemp()
+    root = (base if worker_id == "master" else base.parent) / "speech_pairs"
+    with FileLock(f"{root}.lock"):
+        if not (root / "pairs" / "clips.jsonl").exists():
+            root.mkdir(exist_ok=True)
+            (root / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+            assert make_pairs(tiny_checkpoint[1], root / "texts.txt", root / "pairs", *PAIRS) == 0
+    return root / "pairs"
