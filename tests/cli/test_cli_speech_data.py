@@ -25,6 +25,9 @@ from tests.input_pipeline.media_files import write_audio
 from tests.speech_data import PAIRS, TEXTS, add_tokenizer, linked_checkpoint, make_pairs, read_lines, write_lines
 from tests.training.spoken_sounds import voice
 
+# Written at the end of a session and not yet seen to pass on a fresh clone: not in `make test` until then.
+pytestmark = pytest.mark.slow
+
 FAST = ["--solver", "euler", "--steps", "2"]
 
 

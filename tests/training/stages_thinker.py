@@ -10,7 +10,7 @@ from typing import Any
 from input_pipeline.training_batch import RowShape
 from omni_jax.training.lora import LoraConfig
 from omni_jax.training.run_config import SourceConfig
-from tests.training.stages import Line, answers, asked, few_sizes, line, shrunk, train, write_lines
+from tests.training.stages import SHAPE, Line, answers, asked, few_sizes, line, shrunk, train, write_lines
 
 PARTS = ("source/", "modality/")
 WHAT = "What is it?"
@@ -51,13 +51,15 @@ def heard(lines: list[Line]) -> list[Line]:
 
 
 def stages() -> dict[str, Any]:
-    everything = dict(steps=30, learning_rate=4e-3)
-    adapted = shrunk("sft", steps=40, learning_rate=1e-2, shape=RowShape(tokens=256), rows=1, freeze=())
+    everything = dict(steps=24, learning_rate=4e-3)
+    adapted = shrunk("sft", steps=30, learning_rate=1e-2, shape=RowShape(tokens=256), rows=1, freeze=())
     return {
-        "pretrain1_adapters": shrunk("pretrain1_adapters", steps=24, learning_rate=1e-2),
-        "pretrain1_encoders": shrunk("pretrain1_encoders", steps=24, learning_rate=3e-3),
+        "pretrain1_adapters": shrunk("pretrain1_adapters", steps=16, learning_rate=1e-2),
+        "pretrain1_encoders": shrunk("pretrain1_encoders", steps=16, learning_rate=4e-3),
         # two micro-batches, as the configuration says, decoded by a process of their own
-        "pretrain2": shrunk("pretrain2", **everything, rows=1, workers=1),
+        "pretrain2": shrunk(
+            "pretrain2", steps=40, learning_rate=4e-3, rows=1, shape=replace(SHAPE, audio_blocks=2), workers=1
+        ),
         # one micro-batch in place of four: convolutions within a loop are slow on CPU
         "pretrain3": shrunk("pretrain3", **everything, accumulate=1),
         "sft": shrunk("sft", **everything),
