@@ -51,7 +51,6 @@ def heard(lines: list[Line]) -> list[Line]:
 
 
 def stages() -> dict[str, Any]:
-    everything = dict(steps=24, learning_rate=4e-3)
     adapted = shrunk("sft", steps=30, learning_rate=1e-2, shape=RowShape(tokens=256), rows=1, freeze=())
     return {
         "pretrain1_adapters": shrunk("pretrain1_adapters", steps=16, learning_rate=1e-2),
@@ -61,8 +60,8 @@ def stages() -> dict[str, Any]:
             "pretrain2", steps=40, learning_rate=4e-3, rows=1, shape=replace(SHAPE, audio_blocks=2), workers=1
         ),
         # one micro-batch in place of four: convolutions within a loop are slow on CPU
-        "pretrain3": shrunk("pretrain3", **everything, accumulate=1),
-        "sft": shrunk("sft", **everything),
+        "pretrain3": shrunk("pretrain3", steps=40, learning_rate=4e-3, accumulate=1),
+        "sft": shrunk("sft", steps=28, learning_rate=4e-3),
         "lora": replace(
             adapted,
             output="runs/lora",
