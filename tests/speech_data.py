@@ -7,7 +7,7 @@ from typing import Any
 from omni_jax.cli.main import main
 
 TEXTS = ("Oh, a cat.", "So why not?")
-PAIRS = ("--voices", "Ethan", "Chelsie", "--samples", "1", "--batch", "2", "--shuffled-codes", "0.5", "--seed", "3")
+PAIRS = ("--voices", "Ethan", "Chelsie", "--samples", "1", "--batch", "1", "--shuffled-codes", "0.5", "--seed", "3")
 PAIRS += ("--max-codes", "40", "--solver", "euler", "--steps", "2", "--temperature", "2")
 
 

@@ -127,7 +127,7 @@ class SpeechTokenizerStage:
     def start(self, component: str, model: OmniConfig, stored: Stored, key: jax.Array) -> Params:
         from omni_jax.models.speech_tokenizer import from_audio_encoder, init_params
 
-        params = nn.unbox(init_params(key, model.speech_tokenizer_config))
+        params = nn.unbox(jax.jit(init_params, static_argnums=1)(key, model.speech_tokenizer_config))
         if not self.from_audio_encoder:
             return params
         wanted, there = model.speech_tokenizer_config, model.thinker_config.audio_config
@@ -181,7 +181,7 @@ class VocoderStage:
     def start(self, component: str, model: OmniConfig, stored: Stored, key: jax.Array) -> Params:
         from omni_jax.models.discriminators import init_params
 
-        return nn.unbox(init_params(key, model.discriminator_config))
+        return nn.unbox(jax.jit(init_params, static_argnums=1)(key, model.discriminator_config))
 
 
 Stage = ThinkerStage | TalkerStage | DpoStage | SpeechTokenizerStage | Token2WavStage | VocoderStage
