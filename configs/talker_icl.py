@@ -1,12 +1,12 @@
-"""Talker, first stage: speech continues a conversation, with the text as a second objective.
+"""Talker, first stage: speech continues a conversation, code by code, given what the Thinker thinks and writes.
 
     omni-jax train --config configs/talker_icl.py
 
 Paper: section 4.3, first stage: in-context learning by next-token prediction on multimodal contexts and spoken answers.
 Chips: meant for v5p-8 or v6e-16 for 7B; not measured yet.
 Memory: see docs/performance.md; `omni-jax compile --workload train` tells it for other chips and sizes.
-Ours: learning rate, batch, steps. The Thinker stays frozen, so the text is no second objective here: give text_weight
-    and leave ^thinker/ out of freeze to train both.
+Ours: learning rate, batch, steps. The Thinker is frozen, so text is not learnt here: it is what the Talker reads. With
+    text_weight above 0 and ^thinker/ left out of freeze the Thinker learns it beside, as in configs/sft.py.
 """
 
 from input_pipeline.training_batch import RowShape
@@ -15,7 +15,7 @@ from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
 from omni_jax.training.run_stages import TalkerStage
 
 config = RunConfig(
-    stage=TalkerStage(text_weight=0.0),
+    stage=TalkerStage(),
     checkpoint="checkpoints/qwen2.5-omni-7b",
     output="runs/talker_icl",
     data=DataConfig(

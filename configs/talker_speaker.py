@@ -5,7 +5,8 @@
 Paper: section 4.3, third stage: multi-speaker instruction tuning for naturalness and control.
 Chips: meant for v5p-8 or v6e-16 for 7B; not measured yet.
 Memory: see docs/performance.md; `omni-jax compile --workload train` tells it for other chips and sizes.
-Ours: learning rate, batch, steps. Voices are rows of spk_dict.pt.
+Ours: learning rate, batch, steps. `omni-jax voices --add` gives the checkpoint new voices. Of the Thinker only their
+    rows among the embeddings change: no gradient reaches the others, and there is no decay.
 """
 
 from input_pipeline.training_batch import RowShape
@@ -23,6 +24,7 @@ config = RunConfig(
         rows=16,
         epochs=3,
     ),
-    freeze=("^thinker/",),
-    optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=100, total_steps=3000),
+    freeze=("^thinker/(?!embed/)",),
+    rates={"^thinker/embed/": 10.0},
+    optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=100, total_steps=3000, weight_decay=0.0),
 )

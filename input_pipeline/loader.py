@@ -9,50 +9,29 @@ Corrupt examples leave their place as padding, so that nothing else moves.
 """
 
 import logging
-import os
-import sys
-import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import grain
-from absl import flags
 
-from input_pipeline.loader_rows import RowMaker, Skipped, begin_worker, stacked
+from input_pipeline.loader_ahead import Report, StepLoader, check_corrupt
+from input_pipeline.loader_rows import RowMaker, Skipped, stacked
 from input_pipeline.plan import Plan
 from input_pipeline.sources import Source
 from input_pipeline.training_batch import OmniBatch, RowShape
 from omni_jax.config import OmniConfig
 from omni_jax.errors import ConfigError, DataError
 
-_ENDLESS = 1 << 62
-_SMALLEST_SHARED = 1 << 16  # bytes; smaller arrays are pickled
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Report:
-    """Of one step on this host.
-
-    examples, tokens: how many its rows hold, padding not counted. names: of the examples.
-    skipped: examples that should have been there too.
-    waited: seconds that the training loop stood still for the batch, None when it was ready.
-    """
-
-    examples: int
-    tokens: int
-    names: tuple[str, ...]
-    skipped: tuple[Skipped, ...] = ()
-    waited: float | None = None
 
 
 @dataclass
 class Totals:
-    """Of all steps that a loader has handed out. waits: batches that were not ready; the first one never is."""
+    """Of all steps that a loader has handed out. waits: batches that were not ready; the first one never is.
+
+    examples, skipped: of the whole run, also before it was stopped and restored.
+    """
 
     steps: int = 0
     examples: int = 0
@@ -70,8 +49,8 @@ class Totals:
         self.seconds_waited += report.waited or 0.0
 
 
-class Loader:
-    """An iterator over (batch of this host's rows, `Report`). Close it after use; as a context manager it does so."""
+class Loader(StepLoader):
+    """An iterator over (`OmniBatch` of this host's rows, `Report`), see `StepLoader`."""
 
     def __init__(
         self,
@@ -126,11 +105,9 @@ class Loader:
         self.totals = Totals()
         self._first_skipped: list[Skipped] = []
         self._rows, self._max_corrupt_share = rows * accumulate, max_corrupt_share
-        self._workers, self._prefetch = workers, max(1, prefetch)
         places = tuple(part * rows + row for part in range(accumulate) for row in range(own.start, own.stop))
-        self._maker = RowMaker(tuple(sources), self.plan, config, self._rows, places, allow_missing_reference)
-        self._step = first_step
-        self._ahead: _Ahead | None = None
+        maker = RowMaker(tuple(sources), self.plan, config, self._rows, places, allow_missing_reference)
+        super().__init__(maker, _joined, first_step=first_step, workers=workers, prefetch=prefetch)
 
     @property
     def steps(self) -> int | None:
@@ -138,18 +115,26 @@ class Loader:
         return None if self.plan.rows is None else -(-self.plan.rows // self._rows)
 
     def state(self) -> dict[str, Any]:
-        """The place after the last batch that was handed out, as JSON values; the same on all hosts."""
-        return {"step": self._step, "rows": self._rows, "plan": self.plan.describe()}
+        """The place after the last batch that was handed out, as JSON values.
+
+        The same on all hosts but for "seen": examples that this host has read, and those it could not use. What share
+        of them is corrupt is to be judged over the whole run, however often it is stopped.
+        """
+        seen = {"examples": self.totals.examples, "skipped": self.totals.skipped}
+        about = {"step": self._step, "rows": self._rows, "epochs": self.plan.epochs, "plan": self.plan.describe()}
+        return {**about, "seen": seen}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a `state`, which may come from another number of hosts or workers.
 
         Raises:
-            DataError: the order of examples is another one now; what has changed is named.
+            DataError: the order of examples is another one now, also where the run is to end elsewhere and has reached
+                what is packed otherwise for it; what has changed is named.
         """
         changed = self.plan.difference(state["plan"])
         if state["rows"] != self._rows:
             changed.append(f"rows of a step: were {state['rows']}, are {self._rows}")
+        changed = changed or self._other_end(state)
         if changed:
             raise DataError(
                 "The data is not what this run was begun with, so it cannot go on with the same order:\n  "
@@ -157,132 +142,36 @@ class Loader:
                 + "\nUndo the change, or begin a new run from the last checkpoint's parameters."
             )
         self.seek(int(state["step"]))
+        self.totals.examples, self.totals.skipped = state["seen"]["examples"], state["seen"]["skipped"]
 
-    def seek(self, step: int) -> None:
-        """Goes to the beginning of any step, counted from 0."""
-        self.close()
-        self._step = step
+    def _other_end(self, state: Mapping[str, Any]) -> list[str]:
+        """Why a run cannot go on to another number of epochs: it has begun rows that are others then."""
+        shared = self.plan.rows_shared_with(state["epochs"])
+        if shared is None or state["step"] * self._rows <= shared:
+            return []
+        last = shared // self._rows
+        return [
+            f"epochs: were {state['epochs']}, are {self.plan.epochs}. Examples at the end are packed otherwise then: "
+            f"after step {last} some would come twice, some not at all, and this run is at step {state['step']}. To go "
+            f"on in order, go back to a checkpoint of step {last} or before (remove the later ones). To accept it: "
+            "--allow-change data"
+        ]
 
-    def __iter__(self) -> "Loader":
-        return self
+    def _started(self) -> grain.DatasetIterator:
+        if self._workers and self.steps is None:
+            self.plan.row(self._step * self._rows)  # windows before it are counted here, not by every worker
+        return super()._started()
 
-    def __next__(self) -> tuple[OmniBatch, Report]:
-        """
-        Raises:
-            DataError: too many examples are corrupt, or a worker process died.
-        """
-        if self.steps is not None and self._step >= self.steps:
-            self.close()
-            raise StopIteration
-        if self._ahead is None:
-            self._ahead = _Ahead(self._started(), len(self._maker.places), self._prefetch)
-        try:
-            batch, report = self._ahead.take()
-        except BaseException:
-            self.close()
-            raise
+    def _counted(self, made: OmniBatch, report: Report) -> OmniBatch:
         for each in report.skipped:
             log.warning("skipped %s: %s", each.name, each.reason)
         self._first_skipped += report.skipped[: 5 - len(self._first_skipped)]
         self.totals.add(report)
-        self._check_corrupt()
-        self._step += 1
-        return batch, report
-
-    def close(self) -> None:
-        """Ends threads and processes. Asking for a batch starts them again."""
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
-
-    def __enter__(self) -> "Loader":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
-    def _check_corrupt(self) -> None:
         skipped, seen = self.totals.skipped, self.totals.examples + self.totals.skipped
-        share = self._max_corrupt_share if seen >= 100 else max(self._max_corrupt_share, 0.5)
-        if seen < 10 or skipped <= share * seen:
-            return
-        self.close()
-        shown = "\n  ".join(f"{each.name}: {each.reason}" for each in self._first_skipped)
-        raise DataError(
-            f"{skipped} of {seen} examples could not be used, more than a share of {share:g}. The first:\n  {shown}\n"
-            "Mend or remove them, or allow a larger share."
-        )
-
-    def _started(self) -> grain.DatasetIterator:
-        """Rows of this host from the next step on, made ahead."""
-        own, workers = len(self._maker.places), self._workers
-        stop = _ENDLESS if self.steps is None else self.steps * own
-        rows = grain.MapDataset.range(self._step * own, stop).map(self._maker)
-        if not workers:
-            ahead = self._prefetch * own
-            return iter(rows.to_iter_dataset(grain.ReadOptions(num_threads=min(2, ahead), prefetch_buffer_size=ahead)))
-        if self.steps is None:
-            self.plan.row(self._step * self._rows)  # windows before it are counted here, not by every worker
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain passes its flags on to the workers
-        buffer = -(-own // workers)  # in rows: a step is under way while the next is taken
-        waiting = (2 * buffer + 1) * workers * self._maker.row_bytes()
-        options = grain.experimental.DatasetOptions(
-            min_shm_size=_SMALLEST_SHARED if _shared_memory_holds(waiting) else sys.maxsize
-        )
-        one_by_one = rows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        dataset = grain.experimental.WithOptionsIterDataset(one_by_one, options)
-        processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer)
-        return iter(dataset.mp_prefetch(processes, worker_init_fn=begin_worker))
+        check_corrupt(skipped, seen, self._max_corrupt_share, self._first_skipped)
+        return made
 
 
-class _Ahead:
-    """Batches made by a thread, so many ahead. It knows for each whether it was there when it was asked for."""
-
-    def __init__(self, rows: grain.DatasetIterator, rows_per_batch: int, batches: int):
-        self._rows, self._count = rows, rows_per_batch
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._over = False  # nothing is to be asked of the rows any more
-        self._made: deque[Future] = deque(self._pool.submit(self._make) for _ in range(batches))
-
-    def take(self) -> tuple[OmniBatch, Report]:
-        future = self._made.popleft()
-        ready, started = future.done(), time.perf_counter()
-        batch, report = future.result()
-        self._made.append(self._pool.submit(self._make))
-        return batch, report if ready else replace(report, waited=time.perf_counter() - started)
-
-    def close(self) -> None:
-        self._over = True
-        self._pool.shutdown(cancel_futures=True)  # first: a thread that waits for rows would not notice their end
-        self._rows.close()
-
-    def _make(self) -> tuple[OmniBatch, Report] | None:
-        """None after the end."""
-        rows = []
-        try:
-            while len(rows) < self._count and not self._over:
-                rows.append(next(self._rows))
-        except StopIteration:
-            pass
-        except RuntimeError as error:
-            if "Worker process" not in str(error):
-                raise
-            raise DataError(
-                f"A process that prepares data has died. {error} If memory has run out, use fewer workers."
-            ) from error
-        finally:
-            self._over = len(rows) < self._count
-        if len(rows) < self._count:
-            return None
-        batch, names, tokens, skipped = stacked(rows)
-        return batch, Report(len(names), tokens, names, skipped)
-
-
-def _shared_memory_holds(size: int) -> bool:
-    """Whether arrays of this many bytes can wait there; containers often have 64 MB, and a write beyond kills."""
-    try:
-        free = os.statvfs("/dev/shm")
-    except OSError:
-        return sys.platform != "linux"
-    return size < 0.8 * free.f_bavail * free.f_frsize
+def _joined(rows: Sequence[dict[str, Any]]) -> tuple[OmniBatch, Report]:
+    batch, names, tokens, skipped = stacked(rows)
+    return batch, Report(len(names), tokens, names, skipped)

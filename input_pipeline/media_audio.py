@@ -15,7 +15,7 @@ from input_pipeline.media_source import (
     open_container,
     video_stream,
 )
-from omni_jax.errors import MediaError
+from omni_jax.errors import MediaError, MediaLengthError
 
 AudioSource = str | Path | bytes | np.ndarray | tuple[np.ndarray, int | float]
 
@@ -34,7 +34,7 @@ def load_audio(source: AudioSource, *, sampling_rate: int = 16000, max_seconds: 
         max_seconds: refuse longer sound while decoding, before it fills the memory.
 
     Raises:
-        MediaError: missing, empty, damaged or too long; no sound track; no samples; NaN or infinity.
+        MediaError: missing, empty or damaged; no sound track; no samples; NaN or infinity. MediaLengthError: too long.
     """
     if isinstance(source, (np.ndarray, tuple)):
         return _from_array(source, sampling_rate, max_seconds)
@@ -136,7 +136,7 @@ def _resample(samples: np.ndarray, rate: float, sampling_rate: int) -> np.ndarra
 
 def _check_length(name: str, seconds: float, max_seconds: float | None) -> None:
     if max_seconds is not None and seconds > max_seconds + 1e-6:
-        raise MediaError(
+        raise MediaLengthError(
             f"{name}: the sound is longer than the limit of {max_seconds:g} s. Cut it into clips of at most "
             f"{max_seconds:g} s."
         )

@@ -4,7 +4,8 @@ The order is a function of the sources' sizes, their weights, the shape of a row
 host and in any worker process, and a run resumes where it stopped.
 
     draws     b a b b a b b a …     sources taken in turn by weight; each shuffles its examples anew in each epoch
-    windows   [b a b b] [a b b a]   so many draws are packed at a time, the largest first, into the first row with room
+    windows   [b a b b] [a b b a]   so many draws are packed at a time, the largest first, into the first row with room;
+                                    without weights a window ends with the epoch
     rows      [b b|a b] [a|b b a]   rows of a window in shuffled order, examples of a row in the order of the draws
 """
 
@@ -13,7 +14,7 @@ import json
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ WORDS = {
     "speech": "positions of speech",
     "pairs": "pairs of answers",
 }
-_ORDER = 1  # raise it when the same inputs would give other rows than before
+_ORDER = 2  # raise it when the same inputs would give other rows than before
 _KEPT_WINDOWS = 4
 _EXAMPLES, _ROWS = 0, 1  # what randomness is for
 
@@ -67,7 +68,8 @@ class Plan:
         Args:
             sizes: for each source int32 [N, 5], what its examples take of `KINDS`.
             weights: shares of the sources, counted in examples; None lets all sources end their epochs together.
-            window: draws that are packed together; by default 2048, or more where a row holds very many examples.
+            window: draws that are packed together, at most; by default 2048, or more where a row holds very many
+                examples. Without weights an epoch is divided into windows of equal size.
             epochs: the rows end once every source has been seen this often; those whose weight is above their share
                 of all examples have been seen more often by then. None never ends.
             names, fingerprints: of the sources, for messages and for `difference`.
@@ -82,6 +84,7 @@ class Plan:
         self._sizes = [_checked(each, name, shape) for each, name in zip(sizes, self.names, strict=True)]
         self._counts = [len(each) for each in self._sizes]
         self._weights = _shares(self._counts, weights, self.names)
+        self._aligned = weights is None  # then the draws of an epoch are each example once
         if seed < 0 or (window is not None and window < 1) or (epochs is not None and epochs < 1):
             raise ConfigError(f"Plan: seed {seed} must be at least 0; window {window} and epochs {epochs} at least 1.")
         self.window = window or self._usual_window()
@@ -132,23 +135,22 @@ class Plan:
 
     def difference(self, described: dict[str, Any]) -> list[str]:
         """What has changed since a plan was described, in words; empty when the order is the same."""
-        now = self.describe()
-        found = [
-            f"{key}: was {described.get(key)}, is {now[key]}"
-            for key in now
-            if key != "sources" and described.get(key) != now[key]
-        ]
-        old, new = described.get("sources", []), now["sources"]
-        if [each["name"] for each in old] != [each["name"] for each in new]:
-            return [*found, f"sources: were {[each['name'] for each in old]}, are {[each['name'] for each in new]}"]
-        for then, here in zip(old, new, strict=True):
-            if then["examples"] != here["examples"]:
-                found.append(f"source {here['name']}: had {then['examples']} examples, has {here['examples']}")
-            elif then["sizes"] != here["sizes"]:
-                found.append(f"source {here['name']}: sizes of its examples")
-            elif then["fingerprint"] != here["fingerprint"]:
-                found.append(f"source {here['name']}: its contents (fingerprint)")
-        return found
+        return differences(described, self.describe())
+
+    def rows_shared_with(self, epochs: int | None) -> int | None:
+        """So many rows are the same where only `epochs` is another; None for all of them.
+
+        The shorter of the two may end within a window, of which it packs the beginning only. Rows before it are shared.
+        """
+        if epochs == self.epochs:
+            return None
+        shorter, window = min(self._draws_until(each) for each in (epochs, self.epochs) if each is not None), 0
+        with self._lock:
+            while self._bounds(window)[1] <= shorter:
+                window += 1
+            while len(self._starts) <= window:
+                self._count_window()
+            return self._starts[window]
 
     def row(self, index: int) -> Row:
         """(source, index of the example) of everything in one row.
@@ -177,6 +179,15 @@ class Plan:
         rows = max(used / getattr(self.shape, kind) for kind, used in zip(KINDS, total, strict=True) if used)
         return max(2048, int(64 * sum(self._counts) / rows))
 
+    def _bounds(self, window: int) -> tuple[int, int]:
+        """The draws of a window: its first, and that of the next."""
+        if not self._aligned:
+            return window * self.window, (window + 1) * self.window
+        total = sum(self._counts)
+        parts = -(-total // self.window)
+        epoch, part = divmod(window, parts)
+        return epoch * total + part * total // parts, epoch * total + (part + 1) * total // parts
+
     def _count_window(self) -> None:
         window = len(self._starts) - 1
         self._starts.append(self._starts[-1] + len(self._window(window)))
@@ -186,7 +197,7 @@ class Plan:
         if window in self._windows:
             self._windows.move_to_end(window)
             return self._windows[window]
-        first, stop = window * self.window, (window + 1) * self.window
+        first, stop = self._bounds(window)
         source, example = self._drawn(first, stop if self._draws is None else min(stop, self._draws))
         sizes = np.empty((len(source), len(KINDS)), np.int32)
         for i, each in enumerate(self._sizes):
@@ -248,6 +259,24 @@ class Plan:
                 number += 1
             total += number
         return total
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two descriptions of plans (`Plan.describe`), in words; empty for the same order."""
+    found = [
+        f"{key}: was {old.get(key)}, is {new[key]}" for key in new if key != "sources" and old.get(key) != new[key]
+    ]
+    before, after = old.get("sources", []), new["sources"]
+    if [each["name"] for each in before] != [each["name"] for each in after]:
+        return [*found, f"sources: were {[each['name'] for each in before]}, are {[each['name'] for each in after]}"]
+    for then, here in zip(before, after, strict=True):
+        if then["examples"] != here["examples"]:
+            found.append(f"source {here['name']}: had {then['examples']} examples, has {here['examples']}")
+        elif then["sizes"] != here["sizes"]:
+            found.append(f"source {here['name']}: sizes of its examples")
+        elif then["fingerprint"] != here["fingerprint"]:
+            found.append(f"source {here['name']}: its contents (fingerprint)")
+    return found
 
 
 def first_fit(sizes: np.ndarray, room: np.ndarray) -> np.ndarray:

@@ -95,14 +95,21 @@ class RecordSource:
 
     def example(self, index: int) -> Example:
         """Raises `DataError` where the record or its media are damaged."""
+        name, conversation = self._record(index)
+        sample = Sample(conversation, self._context, name=name)
+        return sample.example(0, len(sample))
+
+    def conversation(self, index: int) -> Mapping[str, Any]:
+        """Raises `DataError` where the record is damaged."""
+        return self._record(index)[1]
+
+    def _record(self, index: int) -> tuple[str, Mapping[str, Any]]:
         record = int(self._records[index])
         try:
             content = msgpack.unpackb(self._source[record])
-            name, conversation = content["name"], content["conversation"]
+            return content["name"], content["conversation"]
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise DataError(f"{self._folder}, record {record}: damaged ({error}).", "corrupt media") from error
-        sample = Sample(conversation, self._context, name=name)
-        return sample.example(0, len(sample))
 
 
 def pack_record(sample: Sample, start: int, stop: int, sizes: Sizes) -> bytes:

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -77,8 +78,8 @@ def read_index(file: Path, fingerprint: str) -> Index | None:
                 return None
             rejected = tuple(Rejection(*each) for each in about["rejected"])
             return Index(content["sizes"], content["pieces"], rejected, about["total"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-        return None
+    except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError):
+        return None  # damaged: what to do about it is to build it anew
 
 
 def write_index(file: Path, fingerprint: str, index: Index) -> bool:

@@ -6,6 +6,7 @@ All sources know the size of each example ahead, so that rows can be planned wit
 import hashlib
 import inspect
 import os
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,10 @@ class Source(Protocol):
     total: int
 
     def __len__(self) -> int: ...
+
+    def conversation(self, index: int) -> Mapping[str, Any]:
+        """What an example is made from, or a part of, in the one form (see `messages.one_form`); no media are read."""
+        ...
 
     def example(self, index: int) -> Example:
         """Raises `DataError` for one that cannot be read now, such as a file that is gone since."""
@@ -83,6 +88,9 @@ class _MeasuredSource:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def conversation(self, index: int) -> Mapping[str, Any]:
+        return self._reader.read(int(self._pieces[index][0]))
 
     def example(self, index: int) -> Example:
         sample, start, stop = (int(each) for each in self._pieces[index])
@@ -208,7 +216,15 @@ class _TfdsReader:
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_source": None}
+        import cloudpickle
+
+        # the function of a configuration file, which no other process can import, travels as its code
+        function = cloudpickle.dumps(self._to_conversation)
+        return {**self.__dict__, "_source": None, "_to_conversation": function}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._to_conversation = pickle.loads(state["_to_conversation"])
 
 
 def _code_of(function: Callable) -> list[str]:

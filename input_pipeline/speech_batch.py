@@ -4,17 +4,20 @@ Every field leads with the batch axis B. Lengths that do not fill their row are 
 
     one code    20 ms    320 samples at 16 kHz, 480 at 24 kHz    2 mel frames
     one block   2 s      200 mel frames, 100 codes
+
+A row is the same thing without the batch axis. An empty one stands where there is no recording, and does not count.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from input_pipeline.mel import log_mel
 from input_pipeline.speech_mel import MEL_16K, MEL_24K, speech_mel
-from omni_jax.config import ProcessorConfig
+from omni_jax.config import ProcessorConfig, SpeechMelConfig
 from omni_jax.errors import DataError
 
 CODES_PER_SECOND = 50
@@ -33,6 +36,11 @@ class CodedSpeech:
     frames: np.ndarray
     codes: np.ndarray
 
+    @property
+    def num_codes(self) -> int:
+        """That are real."""
+        return int(np.sum(self.codes >= 0))
+
 
 @dataclass(frozen=True, eq=False)
 class TranscribedSpeech:
@@ -47,6 +55,11 @@ class TranscribedSpeech:
     text_ids: np.ndarray
     target_mel: np.ndarray
 
+    @property
+    def num_codes(self) -> int:
+        """That the sound has time for."""
+        return int(np.sum((self.frames + 1) // 2))
+
 
 @dataclass(frozen=True, eq=False)
 class VoicedCodes:
@@ -54,6 +67,7 @@ class VoicedCodes:
 
     codes: int32 [B, C]. mel: float32 [B, 2 · C, bins]. lengths: int32 [B], mel frames that are real.
     ref_mel: float32 [B, R, bins], another recording of the voice, all of it real. speaker: float32 [B, E], its vector.
+    Where the length is 0, the row does not count.
     """
 
     codes: np.ndarray
@@ -61,6 +75,11 @@ class VoicedCodes:
     lengths: np.ndarray
     ref_mel: np.ndarray
     speaker: np.ndarray
+
+    @property
+    def num_codes(self) -> int:
+        """That are real."""
+        return int(np.sum(self.lengths)) // 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +90,17 @@ class SoundedMel:
     mel: np.ndarray
     waveform: np.ndarray
     lengths: np.ndarray
+
+    @property
+    def num_codes(self) -> int:
+        """That the sound has time for."""
+        return int(np.sum((self.lengths + 1) // 2))
+
+
+def stacked(rows: Sequence[Any]) -> Any:
+    """The batch of several rows of one kind."""
+    kind = type(rows[0])
+    return kind(*(np.stack([getattr(row, field.name) for row in rows]) for field in fields(kind)))
 
 
 def mel_blocks(
@@ -84,58 +114,64 @@ def mel_blocks(
     mel = log_mel(waveform, processor, name=name).T
     most = blocks * BLOCK_FRAMES
     if len(mel) > most:
-        raise DataError(f"{name} has {len(mel)} mel frames, over the {most} of {blocks} blocks. Cut it shorter.")
-    padded = np.zeros((most, mel.shape[1]), np.float32)
-    padded[: len(mel)] = mel
+        message = f"{name} has {len(mel)} mel frames, over the {most} of {blocks} blocks. Cut it shorter."
+        raise DataError(message, "too long")
     frames = np.clip(len(mel) - BLOCK_FRAMES * np.arange(blocks), 0, BLOCK_FRAMES)
-    return padded.reshape(blocks, BLOCK_FRAMES, -1), frames.astype(np.int32)
+    return _padded(mel, most).reshape(blocks, BLOCK_FRAMES, -1), frames.astype(np.int32)
 
 
-def coded_speech(
-    clips: Sequence[tuple[np.ndarray, np.ndarray]], blocks: int, processor: ProcessorConfig
+def coded_row(
+    waveform: Float[np.ndarray, " W"], codes: Int[np.ndarray, " C"], blocks: int, processor: ProcessorConfig
 ) -> CodedSpeech:
-    """From (16 kHz waveform, the codes it was made of) of each row.
+    """A row of a 16 kHz waveform and the codes that it was made of.
 
     Raises:
-        DataError: a clip is too long, or its codes are not of its length.
+        DataError: it is too long, or the codes are not of its length. MediaError: no sound.
     """
-    rows = [mel_blocks(waveform, blocks, processor, name=f"Clip {i}") for i, (waveform, _) in enumerate(clips)]
-    codes = np.full((len(clips), blocks * BLOCK_FRAMES // 2), -1, np.int32)
-    for i, (waveform, own) in enumerate(clips):
-        if abs(len(waveform) - 320 * len(own)) >= 320:
-            raise DataError(
-                f"Clip {i}: {len(waveform)} samples at 16 kHz are {len(waveform) / 320:.1f} codes long, but "
-                f"{len(own)} codes are given. Give the sound that these codes made, resampled to 16 kHz."
-            )
-        codes[i, : len(own)] = own
-    return CodedSpeech(np.stack([mel for mel, _ in rows]), np.stack([frames for _, frames in rows]), codes)
+    if abs(len(waveform) - 320 * len(codes)) >= 320:
+        raise DataError(
+            f"{len(waveform)} samples at 16 kHz are {len(waveform) / 320:.1f} codes long, but {len(codes)} codes are "
+            "given. Give the sound that these codes made, resampled to 16 kHz."
+        )
+    mel, frames = mel_blocks(waveform, blocks, processor)
+    return CodedSpeech(mel, frames, _padded(codes.astype(np.int32), blocks * BLOCK_FRAMES // 2, -1))
 
 
-def transcribed_speech(
-    clips: Sequence[tuple[np.ndarray, np.ndarray, Sequence[int]]],
+def empty_coded_row(blocks: int, processor: ProcessorConfig) -> CodedSpeech:
+    return CodedSpeech(*_no_blocks(blocks, processor), np.full(blocks * BLOCK_FRAMES // 2, -1, np.int32))
+
+
+def transcribed_row(
+    heard: Float[np.ndarray, " W"],
+    original: Float[np.ndarray, " W"],
+    ids: Sequence[int],
     blocks: int,
     labels: int,
     processor: ProcessorConfig,
 ) -> TranscribedSpeech:
-    """From (16 kHz waveform to hear, 16 kHz waveform to restore, labels of the text) of each row.
+    """A row of a 16 kHz waveform to hear, a 16 kHz waveform to restore, and the labels of the text.
 
     The waveform to hear may be in another voice (`augment.random_speaker`): then codes learn to leave the voice out.
+    Of both, whole mel frames are used: there would be nothing to restore in a frame that is not whole.
 
     Raises:
-        DataError: a clip is too long, the two waveforms differ in length, or a text has too many labels.
+        DataError: too long, the two waveforms differ in length, or there are too many labels. MediaError: no sound.
     """
-    rows, text = [], np.zeros((len(clips), labels), np.int32)
-    target = np.full((len(clips), blocks * BLOCK_FRAMES, MEL_16K.num_mel_bins), np.log(MEL_16K.floor), np.float32)
-    for i, (heard, original, ids) in enumerate(clips):
-        name = f"Clip {i}"
-        if len(heard) != len(original):
-            raise DataError(f"{name}: {len(heard)} samples to hear and {len(original)} to restore. Make them equal.")
-        if len(ids) > labels or min(ids, default=1) < 1:
-            raise DataError(f"{name}: {len(ids)} labels; give at most {labels}, all above 0, which is the blank.")
-        rows.append(mel_blocks(heard, blocks, processor, name=name))
-        mel = speech_mel(original, MEL_16K, name=name)
-        target[i, : len(mel)], text[i, : len(ids)] = mel, ids
-    return TranscribedSpeech(np.stack([mel for mel, _ in rows]), np.stack([frames for _, frames in rows]), text, target)
+    if len(heard) != len(original):
+        raise DataError(f"{len(heard)} samples to hear and {len(original)} to restore. Make them equal.")
+    if len(ids) > labels:
+        raise DataError(f"{len(ids)} labels of text; there is room for {labels}. Cut it shorter.", "too long")
+    if min(ids, default=1) < 1:
+        raise DataError("Labels of text must all be above 0, which is the blank.")
+    target = speech_mel(original, MEL_16K)
+    mel, frames = mel_blocks(heard[: len(target) * MEL_16K.hop_length], blocks, processor)
+    text = _padded(np.asarray(ids, np.int32), labels)
+    return TranscribedSpeech(mel, frames, text, _padded(target, blocks * BLOCK_FRAMES, _silence(MEL_16K)))
+
+
+def empty_transcribed_row(blocks: int, labels: int, processor: ProcessorConfig) -> TranscribedSpeech:
+    target = np.full((blocks * BLOCK_FRAMES, MEL_16K.num_mel_bins), _silence(MEL_16K), np.float32)
+    return TranscribedSpeech(*_no_blocks(blocks, processor), np.zeros(labels, np.int32), target)
 
 
 UTF8_LABELS = 257  # with the blank
@@ -146,37 +182,64 @@ def utf8_labels(text: str) -> list[int]:
     return [byte + 1 for byte in text.encode()]
 
 
-def voiced_codes(clips: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], length: int) -> VoicedCodes:
-    """From (codes, their 24 kHz waveform, mel of another recording of the voice, speaker vector) of each row.
+def voiced_row(
+    codes: Int[np.ndarray, " C"],
+    waveform: Float[np.ndarray, " W"],
+    ref_mel: Float[np.ndarray, "R M"],
+    speaker: Float[np.ndarray, " E"],
+    length: int,
+) -> VoicedCodes:
+    """A row of codes, their 24 kHz waveform, the mel of another recording of the voice, and the voice's vector.
 
     Args:
-        length: codes of a row, C.
+        length: codes that a row has room for.
 
     Raises:
-        DataError: more codes than that, or codes that are not of the waveform's length.
+        DataError: more codes than that, or codes that are not of the waveform's length. MediaError: no sound.
     """
-    codes = np.zeros((len(clips), length), np.int32)
-    mel = np.zeros((len(clips), 2 * length, MEL_24K.num_mel_bins), np.float32)
-    for i, (own, waveform, _, _) in enumerate(clips):
-        if len(own) > length or abs(len(waveform) - 480 * len(own)) >= 480:
-            raise DataError(
-                f"Clip {i}: {len(own)} codes and {len(waveform)} samples at 24 kHz ({len(waveform) / 480:.1f} codes). "
-                f"Give sound of the codes' length, and at most {length} codes."
-            )
-        waveform = np.pad(waveform, (0, max(0, 480 * len(own) - len(waveform))))[: 480 * len(own)]
-        codes[i, : len(own)], mel[i, : 2 * len(own)] = own, speech_mel(waveform, name=f"Clip {i}")
-    lengths = np.asarray([2 * len(own) for own, *_ in clips], np.int32)
-    ref_mels, speakers = (np.stack([np.asarray(clip[j], np.float32) for clip in clips]) for j in (2, 3))
-    return VoicedCodes(codes, mel, lengths, ref_mels, speakers)
+    count = len(codes)
+    if abs(len(waveform) - 480 * count) >= 480:
+        raise DataError(
+            f"{count} codes and {len(waveform)} samples at 24 kHz ({len(waveform) / 480:.1f} codes). Give sound of the "
+            "codes' length."
+        )
+    if count > length:
+        raise DataError(f"{count} codes; a row has room for {length}. Cut it shorter.", "too long")
+    mel = speech_mel(_padded(waveform[: 480 * count], 480 * count))
+    lengths = np.int32(2 * count)
+    voice = ref_mel.astype(np.float32), speaker.astype(np.float32)
+    return VoicedCodes(_padded(codes.astype(np.int32), length), _padded(mel, 2 * length), lengths, *voice)
 
 
-def sounded_mel(waveforms: Sequence[np.ndarray], frames: int) -> SoundedMel:
-    """From 24 kHz recordings, of which whole frames are used, at most `frames` each."""
-    mel = np.full((len(waveforms), frames, MEL_24K.num_mel_bins), np.log(MEL_24K.floor), np.float32)
-    sound = np.zeros((len(waveforms), frames * MEL_24K.hop_length), np.float32)
-    lengths = np.zeros(len(waveforms), np.int32)
-    for i, waveform in enumerate(waveforms):
-        own = speech_mel(waveform, name=f"Clip {i}")[:frames]
-        samples = len(own) * MEL_24K.hop_length
-        mel[i, : len(own)], sound[i, :samples], lengths[i] = own, waveform[:samples], len(own)
-    return SoundedMel(mel, sound, lengths)
+def empty_voiced_row(length: int, ref_frames: int, width: int) -> VoicedCodes:
+    bins = MEL_24K.num_mel_bins
+    zeros = [np.zeros(shape, np.float32) for shape in ((2 * length, bins), (ref_frames, bins), width)]
+    return VoicedCodes(np.zeros(length, np.int32), zeros[0], np.int32(0), *zeros[1:])
+
+
+def sounded_row(waveform: Float[np.ndarray, " W"], frames: int) -> SoundedMel:
+    """A row of a 24 kHz recording, of which whole frames are used, at most `frames`. Raises MediaError: no sound."""
+    mel = speech_mel(waveform)[:frames]
+    samples, hop = len(mel) * MEL_24K.hop_length, MEL_24K.hop_length
+    sound = _padded(waveform[:samples].astype(np.float32), frames * hop)
+    return SoundedMel(_padded(mel, frames, _silence(MEL_24K)), sound, np.int32(len(mel)))
+
+
+def empty_sounded_row(frames: int) -> SoundedMel:
+    mel = np.full((frames, MEL_24K.num_mel_bins), _silence(MEL_24K), np.float32)
+    return SoundedMel(mel, np.zeros(frames * MEL_24K.hop_length, np.float32), np.int32(0))
+
+
+def _padded(values: np.ndarray, length: int, fill: float = 0) -> np.ndarray:
+    """With `fill` after their end, [length, ...]."""
+    out = np.full((length, *values.shape[1:]), fill, values.dtype)
+    out[: len(values)] = values
+    return out
+
+
+def _no_blocks(blocks: int, processor: ProcessorConfig) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros((blocks, BLOCK_FRAMES, processor.num_mel_bins), np.float32), np.zeros(blocks, np.int32)
+
+
+def _silence(config: SpeechMelConfig) -> float:
+    return float(np.log(config.floor))

@@ -1,5 +1,7 @@
 """The log mel of speech that the DiT is to make, the vocoder to read and the speech tokenizer to restore."""
 
+from functools import lru_cache
+
 import librosa
 import numpy as np
 from jaxtyping import Float
@@ -36,8 +38,13 @@ def speech_mel(
     spectrum = librosa.stft(
         padded, n_fft=config.n_fft, hop_length=config.hop_length, win_length=config.win_length, center=False
     )
-    bank = librosa.filters.mel(
+    energies = _bank(config) @ np.abs(spectrum) * config.scale
+    return np.log(np.maximum(energies, config.floor)).T.astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _bank(config: SpeechMelConfig) -> np.ndarray:
+    """Slaney mel filters, float32 [bins, n_fft // 2 + 1]: they cost more than the transform of a short clip."""
+    return librosa.filters.mel(
         sr=config.sampling_rate, n_fft=config.n_fft, n_mels=config.num_mel_bins, fmax=config.fmax
     )
-    energies = bank @ np.abs(spectrum) * config.scale
-    return np.log(np.maximum(energies, config.floor)).T.astype(np.float32)

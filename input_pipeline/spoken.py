@@ -15,6 +15,9 @@ from input_pipeline.example_context import ExampleContext
 from input_pipeline.training_batch import SpeechExample
 from omni_jax.errors import DataError
 
+# "reference_by" is read by `omni_jax.training.reference_policy`
+_KEYS = ("type", "voice", "codes", "chosen", "rejected", "reference", "reference_by")
+
 
 @dataclass(frozen=True, eq=False)
 class Spoken:
@@ -53,7 +56,7 @@ def _spoken(item: Mapping[str, Any], where: str, context: ExampleContext) -> Spo
         raise DataError(
             f"{where}: a recorded answer has to become codes first; omni-jax speech-codes --help tells how."
         )
-    unknown = [key for key in item if key not in ("type", "voice", "codes", "chosen", "rejected", "reference")]
+    unknown = [key for key in item if key not in _KEYS]
     if unknown:
         raise DataError(f"{where}: unknown key {unknown[0]!r}. It takes voice, and codes or chosen and rejected.")
     keys = [key for key in ("codes", "chosen", "rejected") if item.get(key) is not None]

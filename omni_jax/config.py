@@ -146,7 +146,10 @@ class TalkerConfig:
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """Flow-matching transformer with sliding-window block attention, and its ECAPA speaker encoder (`enc_*`)."""
+    """Flow-matching transformer with sliding-window block attention, and its ECAPA speaker encoder (`enc_*`).
+
+    dropout: in training only, after attention and within the feed-forward.
+    """
 
     hidden_size: int = 1024
     num_hidden_layers: int = 22
@@ -158,6 +161,7 @@ class DiTConfig:
     look_ahead_layers: tuple[int, ...] = (10,)
     look_backward_layers: tuple[int, ...] = (0, 20)
     repeats: int = 2
+    dropout: float = 0.1
     num_embeds: int = 8193
     mel_dim: int = 80
     rope_theta: float = 10000.0

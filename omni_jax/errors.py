@@ -16,6 +16,10 @@ class MediaError(OmniError):
     """A media file is missing, corrupt, empty, or of a size or kind that the model cannot take."""
 
 
+class MediaLengthError(MediaError):
+    """Sound, as such good, that is longer than the limit it was opened with."""
+
+
 class PromptError(OmniError):
     """A conversation is malformed, or its placeholders and its media do not match."""
 

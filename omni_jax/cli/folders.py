@@ -20,7 +20,8 @@ def imported_checkpoint(folder: Path) -> Path:
                 f"omni-jax import --from {folder} --to {target}\nand then give --checkpoint {target}"
             )
         raise CheckpointError(
-            f"{folder} holds no checkpoint (params/_METADATA is missing). Give a folder that omni-jax import wrote."
+            f"{folder} holds no checkpoint (params/_METADATA is missing). Give a folder that omni-jax import, assemble "
+            "or train wrote."
         )
     return folder
 

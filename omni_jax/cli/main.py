@@ -20,7 +20,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "chat": Command("omni_jax.cli.chat", "ChatArgs", "Ask about text, pictures, sound and films; hear the answer."),
-    "voices": Command("omni_jax.cli.voices", "VoicesArgs", "List the voices of a checkpoint."),
+    "voices": Command("omni_jax.cli.voices", "VoicesArgs", "List the voices of a checkpoint, or add one."),
     "import": Command("omni_jax.cli.import_", "ImportArgs", "Turn a published checkpoint into one for JAX."),
     "assemble": Command("omni_jax.cli.assemble", "AssembleArgs", "Begin a model from a language model and encoders."),
     "export": Command("omni_jax.cli.export", "ExportArgs", "Turn a JAX checkpoint into the published form."),

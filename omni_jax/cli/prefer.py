@@ -81,7 +81,8 @@ class PreferArgs:
     use_audio_in_video: bool = False
     """Hear the sound tracks of films, as data.use_audio_in_video in training."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Of weights and computation; take that of the training run. None is float32 on a CPU, bfloat16 elsewhere."""
+    """Of weights and computation. None is float32 on a CPU, bfloat16 elsewhere. Take that of the training run, which is
+    bfloat16 unless its file says otherwise: it warns where the log-probabilities were computed in another."""
     overwrite: bool = False
     """Replace the pairs if they exist. Answers are kept where they were drawn with the same options."""
     json: bool = False

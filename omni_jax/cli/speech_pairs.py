@@ -1,7 +1,7 @@
 """`omni-jax speech-pairs`: sound whose codes are known, made by the Talker and Token2Wav of a checkpoint."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +15,8 @@ from omni_jax.errors import DataError, OmniError, PromptError
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from omni_jax.sampling.speech_options import SpeechOptions
 
 CLIPS, MADE = "clips.jsonl", "made.jsonl"
 _SHORTEST = 10  # codes: shorter clips have hardly a sound
@@ -75,11 +77,12 @@ def run(args: SpeechPairsArgs) -> int:
     from omni_jax.sampling.voices import choose_speaker, load_speakers
     from omni_jax.training.speech_quality import CodeCounts
 
+    spoken = _options(args)
     started, answerer = time.perf_counter(), Answerer(args.checkpoint, dtype=args.dtype, speak=True)
     speakers = load_speakers(args.checkpoint, answerer.config)
     speakers = {name: choose_speaker(speakers, name) for name in args.voices or speakers}
     texts = _Texts(args.texts)
-    args.destination.mkdir(parents=True, exist_ok=True)
+    _make_folders(args.destination)
     kept = ("samples", "shuffled_codes", "seed", "temperature", "max_codes", "solver", "steps", "dtype")
     settings = {name: getattr(args, name) for name in kept} | {"texts": texts.digest, "voices": list(speakers)}
     made = AnswerFile(
@@ -87,21 +90,26 @@ def run(args: SpeechPairsArgs) -> int:
     )
     codes = speech_codes(answerer.config)
     _write_voices(args.destination, speakers)
-    _make(args, answerer, texts, list(speakers), codes, made)
+    _make(args, spoken, answerer, texts, list(speakers), codes, made)
 
-    counts, left, clips = CodeCounts(codes), LeftOut(), []
-    for row in made.rows():
-        if "reason" in row:
-            left.add(row["reason"])
-        clips += row["clips"]
-    for clip in clips:
-        counts.add(clip["codes"])
-    write_lines(args.destination / CLIPS, clips)
+    counts, left, clips = CodeCounts(codes), LeftOut(), 0
+
+    def lines() -> Iterator[dict[str, Any]]:  # one by one: there may be more than fit into memory
+        nonlocal clips
+        for row in made.rows():
+            if "reason" in row:
+                left.add(row["reason"])
+            for clip in row["clips"]:
+                counts.add(clip["codes"])
+                clips += 1
+                yield clip
+
+    write_lines(args.destination / CLIPS, lines())
     use, out = counts.report(), console.Output(args.json)
-    report = {"clips": len(clips), "sound_seconds": use["codes"] / 50, **use, **left.as_json()}
+    report = {"clips": clips, "sound_seconds": use["codes"] / 50, **use, **left.as_json()}
     report["to"] = str(args.destination / CLIPS)
     out.write(
-        f"{len(clips)} clips of {report['sound_seconds']:.1f} s in all, {use['distinct']} of {codes} codes, "
+        f"{clips} clips of {report['sound_seconds']:.1f} s in all, {use['distinct']} of {codes} codes, "
         f"perplexity {use['perplexity']:.1f}, in {report['to']}"
     )
     left.tell(out)
@@ -121,6 +129,22 @@ def _check(args: SpeechPairsArgs) -> None:
         raise DataError(f"{args.texts}: no such file. Check the path.")
     if args.destination.exists() and not args.destination.is_dir():
         raise DataError(f"{args.destination} is a file. Give the name of a folder.")
+
+
+def _options(args: SpeechPairsArgs) -> "SpeechOptions":
+    """Of all clips, but for voice and seed. Raises PromptError for one that is out of range."""
+    from omni_jax.models.flow import FlowOptions
+    from omni_jax.sampling.speech_options import CODE_SAMPLING, SpeechOptions
+
+    sampling = replace(CODE_SAMPLING, max_new_tokens=args.max_codes, temperature=args.temperature)
+    return SpeechOptions(codes=sampling, flow=FlowOptions(args.solver, args.steps))
+
+
+def _make_folders(folder: Path) -> None:
+    try:
+        (folder / "voices").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written: {error.strerror}. Choose another --to.") from error
 
 
 class _Texts:
@@ -168,7 +192,6 @@ def _write_voices(folder: Path, speakers: Mapping[str, Any]) -> None:
     """The vector and the reference mel of each voice, as training with Token2Wav reads them."""
     import numpy as np
 
-    (folder / "voices").mkdir(exist_ok=True)
     for name, speaker in speakers.items():
         np.save(folder / "voices" / f"{name}.npy", np.asarray(speaker.vector, np.float32))
         np.save(folder / "voices" / f"{name}.mel.npy", np.asarray(speaker.ref_mel, np.float32))
@@ -193,7 +216,15 @@ class _Clip:
         return f"sound/{self.number // _A_FOLDER:04d}/{self.number:07d}{kind}.wav"
 
 
-def _make(args: SpeechPairsArgs, answerer: Any, texts: _Texts, voices: Sequence[str], codes: int, made: Any) -> None:
+def _make(
+    args: SpeechPairsArgs,
+    spoken: "SpeechOptions",
+    answerer: Any,
+    texts: _Texts,
+    voices: Sequence[str],
+    codes: int,
+    made: Any,
+) -> None:
     """Adds what is missing; loads the model only if anything is."""
     each = len(voices) * args.samples
     count = len(texts) * each
@@ -205,18 +236,20 @@ def _make(args: SpeechPairsArgs, answerer: Any, texts: _Texts, voices: Sequence[
         for group in todo:
             bar("making speech", group[0], count)
             clips = [_Clip(n, n // each, voices[n % each // args.samples], n % args.samples) for n in group]
-            rows = _group(args, answerer, texts, clips, codes)
+            rows = _group(args, spoken, answerer, texts, clips, codes)
             made.add([row for row in rows if row["index"] not in made.done])
 
 
 def _group(
-    args: SpeechPairsArgs, answerer: Any, texts: _Texts, clips: Sequence[_Clip], num_codes: int
+    args: SpeechPairsArgs,
+    spoken: "SpeechOptions",
+    answerer: Any,
+    texts: _Texts,
+    clips: Sequence[_Clip],
+    num_codes: int,
 ) -> list[dict[str, Any]]:
     """A row for each clip: lines of what was made, sound in files, or why nothing was."""
     import numpy as np
-
-    from omni_jax.models.flow import FlowOptions
-    from omni_jax.sampling.speech_options import CODE_SAMPLING, SpeechOptions
 
     read, rows = {}, []
     for index in dict.fromkeys(clip.text for clip in clips):
@@ -227,11 +260,9 @@ def _group(
         except OmniError as error:
             read[index] = f"{texts.where(index)}: {error}"
     ready = [clip for clip in clips if not isinstance(read[clip.text], str)]
-    sampling = replace(CODE_SAMPLING, max_new_tokens=args.max_codes, temperature=args.temperature)
-    spoken = SpeechOptions(codes=sampling, flow=FlowOptions(args.solver, args.steps))
 
-    def options(clip: _Clip, use: int) -> SpeechOptions:
-        return replace(spoken, voice=clip.voice, codes=replace(sampling, seed=clip.seed(args.seed, use)))
+    def options(clip: _Clip, use: int) -> "SpeechOptions":
+        return replace(spoken, voice=clip.voice, codes=replace(spoken.codes, seed=clip.seed(args.seed, use)))
 
     drawn: list[list[int]] = [[] for _ in ready]
     if ready:

@@ -23,7 +23,7 @@ from omni_jax.interop.assemble_random import random_leaves
 from omni_jax.interop.assemble_tokenizer import find_tokenizer, omni_tokenizer
 from omni_jax.interop.import_checkpoint import DTYPES, PARAMS, RECORD, Plan, Progress, plan_import
 from omni_jax.interop.orbax_stream import StreamedLeaf, write_params
-from omni_jax.interop.random_checkpoint import _preprocessor
+from omni_jax.interop.random_checkpoint import preprocessor_json
 from omni_jax.interop.table_parts import PARTS
 from omni_jax.interop.tables import TOKEN2WAV_COMPONENTS, table
 from omni_jax.interop.weight_table import Table
@@ -201,7 +201,7 @@ def _record(assembled: Assembled, dtypes: Mapping[str, str], seed: int) -> dict[
 
 def _preprocessor_of(config: OmniConfig) -> dict[str, Any]:
     vision = config.thinker_config.vision_config
-    return _preprocessor() | {
+    return preprocessor_json() | {
         "feature_size": config.thinker_config.audio_config.num_mel_bins,
         "patch_size": vision.patch_size,
         "temporal_patch_size": vision.temporal_patch_size,

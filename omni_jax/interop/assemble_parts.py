@@ -8,7 +8,7 @@ import numpy as np
 from omni_jax.errors import CheckpointError
 from omni_jax.interop import safetensors_shards as st
 from omni_jax.interop.assemble_config import Source
-from omni_jax.interop.import_checkpoint import DTYPES, Plan, Problem, _differences, summarise
+from omni_jax.interop.import_checkpoint import DTYPES, Plan, Problem, differences, summarise
 from omni_jax.interop.table_parts import POSITIONS
 from omni_jax.models.audio_encoder import sinusoids
 
@@ -24,7 +24,7 @@ def plan_part(source: Source, *, width: int, dtype: str | None) -> Plan:
     prefix = part.prefix(found)
     entries = [replace(entry, torch=prefix + entry.torch) for entry in part.table(source.config, source.keys)]
     known = {name for entry in entries for name in entry.torch_names}
-    problems = list(dict.fromkeys(_differences(entries, found)))  # three of ours may share one of theirs
+    problems = list(dict.fromkeys(differences(entries, found)))  # three of ours may share one of theirs
     problems += [
         Problem("extra", name, f"{list(tensor.shape)}")
         for name, tensor in found.items()

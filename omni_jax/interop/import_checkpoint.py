@@ -203,7 +203,7 @@ def plan_import(
 
     absent = set(components or ()) - {entry.component for entry in expected}
     problems = [Problem("missing", name, "the configuration has no such component") for name in sorted(absent)]
-    problems += _differences(chosen, found)
+    problems += differences(chosen, found)
     known = {name for entry in expected for name in entry.torch_names}
     extra = {}
     for name, tensor in found.items():
@@ -226,7 +226,8 @@ def _group(name: str) -> str:
     return name.split(".", 1)[0]
 
 
-def _differences(entries: Table, found: dict[str, st.Tensor]) -> list[Problem]:
+def differences(entries: Table, found: dict[str, st.Tensor]) -> list[Problem]:
+    """Where a checkpoint's tensors are not those that `entries` ask for: missing, misshapen, or of a strange dtype."""
     problems = []
     for entry in entries:
         for name in entry.torch_names:

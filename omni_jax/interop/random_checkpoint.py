@@ -169,7 +169,7 @@ def make_random_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, max_shard_size=_SHARD[size])
     _write_json(folder / "config.json", published)
-    _write_json(folder / "preprocessor_config.json", _preprocessor())
+    _write_json(folder / "preprocessor_config.json", preprocessor_json())
     _write_json(
         folder / "generation_config.json", {"eos_token_id": _id("<|im_end|>"), "pad_token_id": FIRST_SPECIAL_ID}
     )
@@ -299,7 +299,8 @@ def _id(token: str) -> int:
     return FIRST_SPECIAL_ID + SPECIAL_TOKENS.index(token)
 
 
-def _preprocessor() -> dict[str, Any]:
+def preprocessor_json() -> dict[str, Any]:
+    """What the published preprocessor_config.json says."""
     return {
         "chunk_length": 300,
         "dither": 0.0,

@@ -13,19 +13,33 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from omni_jax.errors import ConfigError
+
 _MARGIN = 1e-3  # keeps the outermost levels within reach of tanh
+
+
+def check_levels(levels: tuple[int, ...]) -> tuple[int, ...]:
+    """The levels. Raises ConfigError for a channel of fewer than two, which could say nothing."""
+    if min(levels, default=0) < 2:
+        raise ConfigError(f"levels = {list(levels)}: a channel needs two levels at least. Leave out the others.")
+    return levels
 
 
 def quantise(x: Float[Array, "... K"], levels: tuple[int, ...]) -> Float[Array, "... K"]:
     """Nearest levels, as numbers in [-1, 1]; gradients pass as if nothing had been rounded. Float32.
 
     An even number of levels lies unevenly about zero, -L/2 … L/2 - 1: a shift by half a step gives each the same
-    share, and keeps 0 at 0.
+    share, and keeps 0 at 0. Two levels, -1 and 0, are told apart by the sign of x: no shift could keep 0 in the middle
+    of the upper one.
+
+    Raises:
+        ConfigError: a channel of fewer than two levels.
     """
-    count = np.asarray(levels)
+    count = np.asarray(check_levels(levels))
     half = (count - 1) * (1 - _MARGIN) / 2
     offset = np.where(count % 2 == 0, 0.5, 0.0)
-    bounded = jnp.tanh(x.astype(jnp.float32) + np.arctanh(offset / half)) * half - offset
+    shift = np.arctanh(np.where(count > 2, offset / half, 0.0))
+    bounded = jnp.tanh(x.astype(jnp.float32) + shift) * half - offset
     rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
     return rounded / (count // 2)
 

@@ -2,7 +2,8 @@
 
     periods       HiFi-GAN (arXiv:2010.05646): every p-th sample side by side, [W] -> [W / p, p], convolved along time
     resolutions   UnivNet (arXiv:2106.07889), as BigVGAN has them (arXiv:2206.04658): magnitudes of a short-time
-                  Fourier transform, convolved along time and frequency
+                  Fourier transform, [W] -> [T, F], convolved along both; wide kernels and strides lie along time, so
+                  that every bin keeps its own scores
 
 Each gives scores, 1 for real, and the features that it finds on the way, to be matched.
 """
@@ -89,7 +90,8 @@ class Discriminator(nn.Module):
             tower = Tower(layers, self.dtype, name=f"period_{period}")
             results.append(tower(x.reshape(len(x), -1, period, 1)))
         n = c.resolution_channels
-        layers = ((n, (3, 9), (1, 1)), *((n, (3, 9), (1, 2)),) * 3, (n, (3, 3), (1, 1)), (1, (3, 3), (1, 1)))
+        # published as (3, 9) over [frequency, time]; here time comes first
+        layers = ((n, (9, 3), (1, 1)), *((n, (9, 3), (2, 1)),) * 3, (n, (3, 3), (1, 1)), (1, (3, 3), (1, 1)))
         for n_fft, hop, window in c.resolutions:
             tower = Tower(layers, self.dtype, name=f"resolution_{n_fft}_{hop}")
             results.append(tower(magnitudes(waveform, n_fft, hop, window)[..., None]))

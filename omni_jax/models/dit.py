@@ -7,6 +7,11 @@ block after, so the cost is linear in length. What one velocity depends on is pr
     Conditioning   once per codes       + code embeddings, each repeated for its two mel frames
     Modulation     once per solver      shifts, scales and gates of all layers for all evaluation times
     velocity       36 times             x through its columns, and the layers
+
+New parameters are drawn as in F5-TTS (arXiv:2410.06885), whose network this is: codes with a variance of one, linear
+layers by their fan-in, and nothing at all where the original DiT begins with nothing (AdaLN-Zero, arXiv:2212.09748):
+shifts, scales, gates and the output. So codes are as loud as the noise beside them from the first step on, and every
+layer begins as the identity.
 """
 
 import math
@@ -22,15 +27,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.config import DiTConfig
 from omni_jax.errors import CapacityError, OmniError
-from omni_jax.layers.block_attention import block_attention, rotary_angles, rotate_first_head
+from omni_jax.layers.block_attention import rotary_angles
 from omni_jax.layers.linear import Embed, Linear
-from omni_jax.layers.norms import layer_norm
+from omni_jax.models.dit_layers import Layer, layer_windows, modulated_norm, torch_stddev
 from omni_jax.models.flow import FlowOptions, evaluation_times, guide, integrate
 from omni_jax.models.speaker_encoder import SpeakerEncoder
 
 TIME_FREQUENCIES = 128
-NORM_EPSILON = 1e-6
-STDDEV = 0.02  # of initial weights
 DEFAULT_OPTIONS = FlowOptions()
 
 
@@ -54,14 +57,6 @@ class Conditioning:
 
 
 @flax.struct.dataclass
-class Past:
-    """Keys (before rotation) and values of a block, as the layers saw them in one evaluation. R = B · branches rows."""
-
-    key: Float[Array, "*S R F N H"]
-    value: Float[Array, "*S R F N H"]
-
-
-@flax.struct.dataclass
 class Modulation:
     """Shift, scale and gate of attention, then of the feed-forward, of every layer, for E times.
 
@@ -79,93 +74,6 @@ def time_features(t: Float[Array, " E"]) -> Float[Array, "E 256"]:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def layer_windows(config: DiTConfig) -> tuple[list[tuple[int, int]], Int[np.ndarray, " L"]]:
-    """The distinct (look_back, look_ahead) of the model, in blocks, and which of them each layer uses."""
-    windows = [
-        (int(i in config.look_backward_layers), int(i in config.look_ahead_layers))
-        for i in range(config.num_hidden_layers)
-    ]
-    distinct = sorted(set(windows))
-    return distinct, np.asarray([distinct.index(window) for window in windows], np.int32)
-
-
-def _modulated_norm(x: Float[Array, "B T D"], shift: jax.Array, scale: jax.Array) -> Float[Array, "B T D"]:
-    """Layer norm without parameters of its own, then (1 + scale) and shift."""
-    return layer_norm(x, epsilon=NORM_EPSILON) * (1 + scale) + shift
-
-
-class BlockAttention(nn.Module):
-    """Projections around `block_attention`; `window` is the number of one of the model's window shapes.
-
-    With `past`, the block before x is given by its keys and values, `rotary` and `valid` begin with it, and the keys
-    and values of the first block of x are returned as the past of the next.
-    """
-
-    config: DiTConfig
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x, window, rotary, valid, past=None):
-        c = self.config
-        heads = (c.num_attention_heads, c.head_dim)
-
-        def project(name):
-            axes = ("embed", "heads", "head_dim")
-            return Linear((c.hidden_size,), heads, axes, use_bias=True, dtype=self.dtype, name=name)(x)
-
-        query, key, value = project("query"), project("key"), project("value")
-        record = None
-        if past is not None:
-            record = Past(key[:, : c.block_size], value[:, : c.block_size])
-            # The past asks nothing: its queries are there to be dropped.
-            query = jnp.pad(query, ((0, 0), (c.block_size, 0), (0, 0), (0, 0)))
-            key = jnp.concatenate([past.key.astype(key.dtype), key], axis=1)
-            value = jnp.concatenate([past.value.astype(value.dtype), value], axis=1)
-        query, key = rotate_first_head(query, *rotary), rotate_first_head(key, *rotary)
-
-        def attend(look_back, look_ahead):
-            return lambda *qkv: block_attention(
-                *qkv, valid, block_size=c.block_size, look_back=look_back, look_ahead=look_ahead
-            )
-
-        attended = jax.lax.switch(window, [attend(*shape) for shape in layer_windows(c)[0]], query, key, value)
-        attended = attended if past is None else attended[:, c.block_size :]
-        axes = ("heads", "head_dim", "embed")
-        return Linear(heads, (c.hidden_size,), axes, use_bias=True, dtype=self.dtype, name="out")(attended), record
-
-
-class FeedForward(nn.Module):
-    """down(gelu(up(x))), with the tanh form of GELU."""
-
-    config: DiTConfig
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x):
-        width, hidden = self.config.hidden_size, self.config.ff_mult * self.config.hidden_size
-        up = Linear((width,), (hidden,), ("embed", "mlp"), use_bias=True, dtype=self.dtype, name="up")(x)
-        up = jax.nn.gelu(up, approximate=True)
-        return Linear((hidden,), (width,), ("mlp", "embed"), use_bias=True, dtype=self.dtype, name="down")(up)
-
-
-class Layer(nn.Module):
-    """Attention and feed-forward, each modulated and gated. `modulation` is [B or 1, 6, D], float32."""
-
-    config: DiTConfig
-    dtype: Any
-    trace: bool
-
-    @nn.compact
-    def __call__(self, x, modulation, window, rotary, valid, past):
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.split(modulation, 6, axis=1)
-        h = _modulated_norm(x, shift_a, scale_a)
-        attended, record = BlockAttention(self.config, self.dtype, name="attention")(h, window, rotary, valid, past)
-        x = x + gate_a * attended
-        h = _modulated_norm(x, shift_f, scale_f)
-        x = x + gate_f * FeedForward(self.config, self.dtype, name="mlp")(h)
-        return x, (x if self.trace else None, record)
-
-
 class LayerModulation(nn.Module):
     """The linear layer before each transformer layer, all applied to the same input: [E, D] -> [L, E, 6 D]."""
 
@@ -175,7 +83,7 @@ class LayerModulation(nn.Module):
     @nn.compact
     def __call__(self, x):
         layers, width = self.config.num_hidden_layers, self.config.hidden_size
-        init = nn.with_logical_partitioning(nn.initializers.normal(STDDEV), ("layers", "embed", "mlp"))
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ("layers", "embed", "mlp"))
         kernel = self.param("kernel", init, (layers, width, 6 * width))
         init = nn.with_logical_partitioning(nn.initializers.zeros, ("layers", "mlp"))
         bias = self.param("bias", init, (layers, 6 * width))
@@ -192,8 +100,9 @@ class InputProjection(nn.Module):
     def setup(self):
         c = self.config
         self.widths = {"mel": c.mel_dim, "timbre": c.enc_dim, "code": c.emb_dim, "speaker": c.enc_emb_dim}
-        init = nn.with_logical_partitioning(nn.initializers.normal(STDDEV), ("code_embed", "embed"))
-        self.kernel = self.param("kernel", init, (sum(self.widths.values()), c.hidden_size))
+        fan_in = sum(self.widths.values())
+        init = nn.with_logical_partitioning(nn.initializers.normal(torch_stddev(fan_in)), ("code_embed", "embed"))
+        self.kernel = self.param("kernel", init, (fan_in, c.hidden_size))
         init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
         self.bias = self.param("bias", init, (c.hidden_size,))
 
@@ -211,31 +120,38 @@ class DiT(nn.Module):
         dtype: of the matrix products. Norms, softmax, angles, the residual stream and the velocity are float32.
         remat: recompute layers in the backward pass (training).
         trace: return the hidden states after every layer as well.
+        training: drop out `config.dropout` of what attention and the feed-forward's activation give; `apply` then
+            takes rngs={"dropout": key}.
     """
 
     config: DiTConfig
     dtype: Any = jnp.float32
     remat: bool = False
     trace: bool = False
+    training: bool = False
 
     def setup(self):
         c = self.config
-        common = dict(use_bias=True, dtype=self.dtype)
-        self.time_in = Linear((2 * TIME_FREQUENCIES,), (c.hidden_size,), ("code_embed", "embed"), **common)
-        self.time_out = Linear((c.hidden_size,), (c.hidden_size,), ("embed", "mlp"), **common)
-        self.codes = Embed(c.num_embeds + 1, c.emb_dim, ("vocab", "code_embed"), dtype=self.dtype)
+
+        def linear(width, out, axes, stddev=None):
+            stddev = torch_stddev(width) if stddev is None else stddev
+            return Linear((width,), (out,), axes, use_bias=True, dtype=self.dtype, stddev=stddev)
+
+        self.time_in = linear(2 * TIME_FREQUENCIES, c.hidden_size, ("code_embed", "embed"))
+        self.time_out = linear(c.hidden_size, c.hidden_size, ("embed", "mlp"))
+        self.codes = Embed(c.num_embeds + 1, c.emb_dim, ("vocab", "code_embed"), dtype=self.dtype, stddev=1.0)
         self.input = InputProjection(c, self.dtype)
         self.modulation = LayerModulation(c, self.dtype)
         self.layers = nn.scan(
             nn.remat(Layer, prevent_cse=False) if self.remat else Layer,
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast, 0),
             length=c.num_hidden_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, self.dtype, self.trace)
-        self.final_modulation = Linear((c.hidden_size,), (2 * c.hidden_size,), ("embed", "mlp"), **common)
-        self.output = Linear((c.hidden_size,), (c.mel_dim,), ("embed", "code_embed"), **common)
+        )(c, self.dtype, self.trace, self.training)
+        self.final_modulation = linear(c.hidden_size, 2 * c.hidden_size, ("embed", "mlp"), stddev=0.0)
+        self.output = linear(c.hidden_size, c.mel_dim, ("embed", "code_embed"), stddev=0.0)
 
     def voice(self, speaker, timbre, null_timbre) -> Voice:
         null_code = self.codes(jnp.zeros((), jnp.int32))
@@ -289,7 +205,7 @@ class DiT(nn.Module):
         layers = per_branch(modulation.layers, axis=1)
         h, (hidden_states, record) = self.layers(h, layers, windows, rotary, valid, past)
         scale, shift = jnp.split(per_branch(modulation.final), 2, axis=1)
-        velocity = self.output(_modulated_norm(h, shift, scale)).astype(jnp.float32)
+        velocity = self.output(modulated_norm(h, shift, scale)).astype(jnp.float32)
         velocity = velocity.reshape(batch, count, -1, c.mel_dim)[:, :, :time]
         if past is not None:
             return velocity, record

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from omni_jax.config import DiTConfig
 from omni_jax.models import dit
 from omni_jax.models.dit_block import block_codes, context_blocks, window_mask, window_noise
+from omni_jax.models.dit_layers import Past
 from omni_jax.models.flow import FlowOptions, evaluation_times, guide, integrate
 
 
@@ -29,7 +30,7 @@ class CarriedState:
     """Between two blocks: the index of the next, and the past of the layers that look back, for every evaluation."""
 
     index: Int[Array, " B"]
-    past: dit.Past  # leaves [intervals, stages, layers that look back, B · branches, 24, N, H]
+    past: Past  # leaves [intervals, stages, layers that look back, B · branches, 24, N, H]
 
 
 def carried_blocks(config: DiTConfig) -> int:
@@ -48,7 +49,7 @@ def initial_state(config: DiTConfig, options: FlowOptions, batch: int, *, dtype:
         config.head_dim,
     )
     zeros = jnp.zeros((*evaluation_times(options).shape, *shape), dtype)
-    return CarriedState(jnp.zeros(batch, jnp.int32), dit.Past(zeros, zeros))
+    return CarriedState(jnp.zeros(batch, jnp.int32), Past(zeros, zeros))
 
 
 def step(
@@ -89,11 +90,11 @@ def step(
         def spread(a):  # to all layers; those that do not look back see nothing of it
             return jnp.zeros((layers, *a.shape[1:]), a.dtype).at[looking_back].set(a)
 
-        every = dit.Past(spread(past.key), spread(past.value))
+        every = Past(spread(past.key), spread(past.value))
         branches, record = network.apply(
             {"params": params["dit"]}, x, modulation, conditioning, valid, positions, every
         )
-        record = dit.Past(record.key[looking_back], record.value[looking_back])
+        record = Past(record.key[looking_back], record.value[looking_back])
         slope = guide(branches[:, 0], branches[:, 1], options.guidance_scale) if options.guided else branches[:, 0]
         return slope, record
 

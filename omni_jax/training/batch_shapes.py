@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.clip_kinds import TranscribedClips, VoicedClips
 from input_pipeline.speech_batch import (
     BLOCK_FRAMES,
     CODES_PER_SECOND,
@@ -17,7 +18,6 @@ from input_pipeline.speech_mel import MEL_16K, MEL_24K
 from omni_jax.config import OmniConfig
 from omni_jax.training import run_stages as stages
 from omni_jax.training.batches import abstract_batch
-from omni_jax.training.run_clips import TranscribedClips, VoicedClips
 from omni_jax.training.run_config import RunConfig
 
 
@@ -39,7 +39,7 @@ def batch_shapes(run: RunConfig, model: OmniConfig, rows: int) -> Any:
             if run.stage.route == "inversion":
                 return CodedSpeech(mel, frames, ints(blocks * BLOCK_FRAMES // 2))
             target = floats(blocks * BLOCK_FRAMES, MEL_16K.num_mel_bins)
-            return TranscribedSpeech(mel, frames, ints(TranscribedClips.most_labels(run.data)), target)
+            return TranscribedSpeech(mel, frames, ints(TranscribedClips.most_labels(run.data.clip_seconds)), target)
         case stages.Token2WavStage():
             dit = model.token2wav_config.dit_config
             mel, reference = floats(2 * codes, dit.mel_dim), floats(VoicedClips.reference_frames, dit.mel_dim)

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def save_model(
     mesh: Mesh,
     dtype: Any | None = None,
     untouched: Collection[str] = (),
+    changes: Mapping[str, Callable[[jax.Array], jax.Array]] | None = None,
     about: Mapping[str, Any],
 ) -> None:
     """Writes `params`, the components of `source` that were not trained, and all its other files. Whole or not at all.
@@ -48,6 +49,8 @@ def save_model(
         dtype: of all parameters; None stores each as `source` does, and new ones in float32.
         untouched: paths in `params` that training has left as they were. They may have been kept in a narrower dtype
             meanwhile: the values of `source` are written.
+        changes: for other paths in `params`, what makes of the value of `source`, or of that in `params` if it has
+            none, the one that is written.
         about: stored as training.json.
 
     Raises:
@@ -56,23 +59,26 @@ def save_model(
     destination, source = Path(destination).resolve(), Path(source).resolve()
     info = load_checkpoint_info(source)
     rest = tuple(component for component in info.components if component not in params)
-    stored = dict(flatten_dict(params, sep="/"))
-    lost = {path for path in untouched if path in info.shapes and stored[path].dtype != info.shapes[path].dtype}
-    again = tuple(name for name in info.components if name in rest or any(path.startswith(f"{name}/") for path in lost))
+    stored, changes = dict(flatten_dict(params, sep="/")), changes or {}
+    wanted = {path for path in untouched if path in info.shapes and stored[path].dtype != info.shapes[path].dtype}
+    wanted |= {path for path in info.shapes if path in changes or path.split("/", 1)[0] in rest}
+    again = tuple(name for name in info.components if any(path.startswith(f"{name}/") for path in wanted))
+
+    stored = {path: leaf for path, leaf in stored.items() if path not in wanted}
     if again:
         read = restore_params(source, model, shardings=_places(model, again, mesh), components=again)
-        stored |= {
-            path: leaf
-            for path, leaf in flatten_dict(read, sep="/").items()
-            if path in lost or path.split("/", 1)[0] in rest
-        }
+        stored |= {path: leaf for path, leaf in flatten_dict(read, sep="/").items() if path in wanted}
+        del read
 
     def kind(path: str) -> Any:
         return jnp.dtype(dtype or getattr(info.shapes.get(path), "dtype", jnp.float32))
 
-    places = {path: leaf.sharding for path, leaf in stored.items()}
+    for path, change in changes.items():  # one at a time, each given up for what is written
+        stored[path] = change(stored[path]).astype(kind(path))
+    other = {path: leaf for path, leaf in stored.items() if leaf.dtype != kind(path)}
+    places = {path: leaf.sharding for path, leaf in other.items()}
     cast = jax.jit(lambda tree: {path: leaf.astype(kind(path)) for path, leaf in tree.items()}, out_shardings=places)
-    stored = cast(stored)
+    stored |= cast(other)
     size = sum(leaf.nbytes for leaf in stored.values())
 
     writer = jax.process_index() == 0

@@ -1,5 +1,6 @@
 """Direct preference optimisation of the Talker (paper, equation 1; arXiv:2305.18290)."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import jax
@@ -14,7 +15,7 @@ from omni_jax.training.batches import OmniBatch, Preferences
 from omni_jax.training.objectives import TokenScores, Total
 from omni_jax.training.packed_thinker import Params
 from omni_jax.training.step import compute_copy
-from omni_jax.training.talker_task import PackedTalker, need_talker
+from omni_jax.training.talker_task import PackedTalker, check_reached, need_talker
 from omni_jax.training.task import Losses
 
 
@@ -47,7 +48,7 @@ class DpoTask:
         beta: how dearly leaving the reference policy is paid.
         sft_weight: of the cross-entropy of the chosen answer, a mean over its codes, which keeps it from becoming
             unlikely together with the rejected one (arXiv:2404.19733); 0 leaves it out.
-        detach: no gradient flows from speech into the Thinker.
+        detach: see `PackedTalker`. The Thinker has to be frozen then, but for its embeddings where voices are learnt.
     """
 
     config: OmniConfig
@@ -63,6 +64,11 @@ class DpoTask:
     def __post_init__(self):
         """Raises ConfigError where there is no Talker."""
         need_talker(self.config)
+
+    def check_trained(self, trained: Collection[str], adapted: Collection[str], weight_decay: float) -> None:
+        """See `check_reached`."""
+        if self.detach:
+            check_reached(trained, adapted, weight_decay)
 
     @property
     def components(self) -> tuple[str, ...]:

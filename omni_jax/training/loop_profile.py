@@ -18,7 +18,8 @@ class Profiler:
     Args:
         folder: OUTPUT.
         steps: first and last step to trace, if known ahead. While the run goes on, SIGUSR1 or a file OUTPUT/profile.now
-            traces the next five.
+            traces the next five. Of several hosts that see the file one takes it, and traces; the signal is for the
+            process that gets it.
     """
 
     def __init__(self, folder: str | Path, steps: tuple[int, int] | None = None):
@@ -50,10 +51,17 @@ class Profiler:
             return
         if self._window is not None and self._window[0] <= step <= self._window[1]:
             self._start(self._window[1])
-        elif self._asked or self._trigger.exists():
+        elif self._asked or self._taken():
             self._asked = False
-            self._trigger.unlink(missing_ok=True)
             self._start(step + _STEPS - 1)
+
+    def _taken(self) -> bool:
+        """Whether the file was there and this process has removed it, which one process only can."""
+        try:
+            self._trigger.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def _start(self, last: int) -> None:
         self._last = last

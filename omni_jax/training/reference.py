@@ -24,6 +24,7 @@ from omni_jax.errors import DataError
 from omni_jax.interop.restore import restore_params
 from omni_jax.training.dpo import DpoTask
 from omni_jax.training.optimizer import is_matrix
+from omni_jax.training.reference_policy import BY, policy_of
 
 UNLIMITED = 2**31 - 1
 PAIRS_IN_A_ROW = 8
@@ -120,6 +121,8 @@ def write_references(
 ) -> int:
     """Copies a file of pairs with each pair's "reference" as the checkpoint in `folder` has it; old ones are replaced.
 
+    Whose it is stands beside it, see `reference_policy.py`.
+
     Paths in the copy are absolute. It appears under its name when it is whole; `target` may be `source`.
 
     Returns:
@@ -136,6 +139,7 @@ def write_references(
         raise DataError(f"{source}: no pairs.")
     shape = reference_shape(sizes)
     policy, half = ReferencePolicy(folder, context, shape, dtype=dtype), target.with_name(f".{target.name}.part")
+    by = policy_of(folder, jnp.dtype(dtype))
     try:
         with open(half, "w", encoding="utf-8") as stream:
             lines, done = read_pairs(source), 0
@@ -144,7 +148,7 @@ def write_references(
                 samples = [_sample(name, conversation, context) for name, conversation in named]
                 logs = policy([sample.example(0, len(sample)) for sample in samples])
                 for (_, conversation), reference in zip(named, logs):
-                    speech_item(conversation)["reference"] = list(reference)
+                    speech_item(conversation).update({"reference": list(reference), BY: by})
                     stream.write(json.dumps(conversation, ensure_ascii=False) + "\n")
                 done += len(row)
                 progress("reference policy", done, len(sizes))
@@ -174,7 +178,8 @@ def _pair(line: bytes, name: str, folder: Path) -> dict[str, Any]:
 
 
 def _sample(name: str, conversation: Mapping[str, Any], context: ExampleContext) -> Sample:
-    speech_item(conversation).pop("reference", None)
+    for key in ("reference", BY):
+        speech_item(conversation).pop(key, None)
     return Sample(conversation, context, name=name)
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from omni_jax.training.loop_profile import Profiler
 from omni_jax.training.metrics import Clock, Metrics
 from omni_jax.training.metrics_flops import flops_per_position, peak_flops, positions
 from omni_jax.training.run_config import RunConfig, SourceConfig, TfdsConfig, check_same, flat, source_name, to_json
+from omni_jax.training.run_hosts import HostsData, check_same_data
 from omni_jax.training.run_stages import fresh, model_of
 from omni_jax.training.signals import StopRequest
 from omni_jax.training.step import Trainer
@@ -114,10 +116,12 @@ def run(
         about = {"config": to_json(config), "model": sizes(model, task.components)}
         step = checkpoints.latest()
         before = None if step is None else _continued(checkpoints, step, about, resume, allow_change)
-        data = stack.enter_context(closing(open_data(config.data.sources, rows)))
+        data = HostsData(stack.enter_context(closing(open_data(config.data.sources, rows))))
+        check_same_data(data)
         held_out = None
         if config.eval_every:
             held_out = stack.enter_context(closing(open_data(config.held_out, rows, held_out=True)))
+            check_same_data(held_out)
         clock = Clock(None if before is None else before["clock"])
         with clock.spent("start"):
             if before is None:
@@ -154,9 +158,17 @@ def run(
         hooks.say(f"Stopped by {outcome.reason} after step {outcome.step}, which is saved. The same command goes on.")
         return Summary(outcome.step, outcome.reason, None)
     hooks.say(f"Writing the model of step {outcome.step} to {output / MODEL}.")
-    params, kind = trainer.merged(outcome.state), config.model_dtype
-    carried = dict(source=config.checkpoint, untouched=trainer.untouched, about=about["config"])
-    save_model(output / MODEL, params, model, mesh=mesh, dtype=kind, **carried)
+    save_model(
+        output / MODEL,
+        trainer.kept(outcome.state),
+        model,
+        source=config.checkpoint,
+        mesh=mesh,
+        dtype=config.model_dtype,
+        untouched=trainer.untouched,
+        changes={path: partial(trainer.with_adapter, outcome.state, path) for path in trainer.adapted},
+        about=about["config"],
+    )
     return Summary(outcome.step, outcome.reason, output / MODEL)
 
 
@@ -199,11 +211,14 @@ def _continued(
 
 
 def _place(data: RunData, state: Mapping[str, Any], step: int, allow: Collection[str], say: Callable) -> None:
-    """Sets the data to the place of a checkpoint; where the user accepts other data, to the same step of that."""
+    """Sets the data to the place of a checkpoint; where the user accepts other data, to the same step of that.
+
+    Another number of epochs is accepted where the order stays the same until the new end, and does not accept more.
+    """
     try:
         data.restore(state)
     except DataError as error:
-        if not any(key == "data" or key.startswith("data.") for key in allow):
+        if not any(key == "data" or (key.startswith("data.") and key != "data.epochs") for key in allow):
             raise
         say(f"{error}\nThis was accepted: it goes on with step {step + 1} of the new order.")
         data.seek(step)

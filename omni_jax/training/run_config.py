@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "sample_every",
     "sample_tokens",
     "model_dtype",
+    "stage.other_reference",
 )
 
 _Mesh = Annotated[

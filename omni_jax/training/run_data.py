@@ -26,11 +26,19 @@ class Conversations:
     Args:
         voices: embedding row of each voice, for models that speak.
         progress: called with stage, done, total while samples are measured for the first time.
+        check: called with each source, to refuse what does not suit the run.
     """
 
-    def __init__(self, config: RunConfig, voices: Mapping[str, int], *, progress: Progress | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        voices: Mapping[str, int],
+        *,
+        progress: Progress | None = None,
+        check: Callable[[Source], None] = lambda source: None,
+    ):
         model = read_config(config.checkpoint)
-        self._config, self._model, self._progress = config, model, progress
+        self._config, self._model, self._progress, self._check = config, model, progress, check
         self._context = ExampleContext(
             Tokenizer.load(config.checkpoint),
             model,
@@ -59,6 +67,7 @@ class Conversations:
         opened = [self._open(source) for source in sources]
         for source in opened:
             _check_rejected(source, data.corrupt_share)
+            self._check(source)
         return Loader(
             opened,
             data.shape,

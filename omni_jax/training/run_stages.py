@@ -63,7 +63,10 @@ class ThinkerStage:
 
 @dataclass(frozen=True)
 class TalkerStage:
-    """Prediction of speech codes, with the text as a second objective if `text_weight` is above 0 (section 4)."""
+    """Prediction of speech codes by the Talker (section 4).
+
+    text_weight: above 0 the Thinker learns the text at the same time, by its own loss; it must not be frozen then.
+    """
 
     text_weight: float = 0.0
     chunk: int = 512
@@ -79,11 +82,15 @@ class TalkerStage:
 
 @dataclass(frozen=True)
 class DpoStage:
-    """Preference between two spoken answers (section 4, equation 1); see `DpoTask` for beta and sft_weight."""
+    """Preference between two spoken answers (section 4, equation 1); see `DpoTask` for beta and sft_weight.
+
+    other_reference: take pairs whose reference log-probabilities are those of another checkpoint than the run's.
+    """
 
     beta: float = 0.1
     sft_weight: float = 0.0
     chunk: int = 512
+    other_reference: bool = False
 
     def task(self, run: "RunConfig", model: OmniConfig, sources: tuple[str, ...]) -> Task:
         from omni_jax.training.dpo import DpoTask
@@ -91,7 +98,11 @@ class DpoStage:
         return DpoTask(model, chunk=self.chunk, beta=self.beta, sft_weight=self.sft_weight, **_common(run))
 
     def open_data(self, run: "RunConfig", voices: Mapping[str, int], progress: Any = None) -> OpenData:
-        return _conversations(run, voices, progress)
+        from omni_jax.training.reference_policy import SameReference
+        from omni_jax.training.run_data import Conversations
+
+        check = SameReference(run.checkpoint, run.dtype, self.other_reference)
+        return Conversations(run, voices, progress=progress, check=check)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Training the speech tokenizer by either route (omni_jax/models/speech_tokenizer.py)."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from input_pipeline.speech_batch import CodedSpeech, TranscribedSpeech
 from omni_jax.config import SpeechTokenizerConfig
 from omni_jax.errors import ConfigError
+from omni_jax.layers import fsq
 from omni_jax.models.speech_tokenizer import (
     SpeechTokenizer,
     Tokenized,
@@ -80,6 +82,12 @@ class ScratchTask:
 
     def __post_init__(self):
         _check_route(self.config, "scratch")
+        codes = math.prod(fsq.check_levels(self.config.levels))
+        if codes != self.config.num_codes:
+            raise ConfigError(
+                f"levels = {list(self.config.levels)} make {codes} codes, num_codes is {self.config.num_codes}. "
+                "Make them equal."
+            )
 
     def loss(self, params: Params, batch: TranscribedSpeech, key: jax.Array | None = None) -> Losses:
         """See `Task`; nothing is drawn from `key`."""
@@ -96,13 +104,13 @@ class ScratchTask:
         said = sound * alignable * (batch.text_ids[:, 0] > 0)
         total = Total(jnp.sum(said * text + self.mel_weight * sound * mel), jnp.sum(sound))
         usage, perplexity = codebook_use(code_counts(out.codes, self.config.num_codes))
-        one = jnp.float32(1)
+        one = jnp.minimum(jnp.sum(sound), 1)  # of a batch without sound there is nothing to say
         parts = {
             "text": Total(jnp.sum(said * text), jnp.sum(said)),
             "mel": Total(jnp.sum(sound * mel), jnp.sum(sound)),
             "too_fast": Total(jnp.sum(sound * (1 - alignable)), jnp.sum(sound)),
-            "usage": Total(usage, one),
-            "perplexity": Total(perplexity, one),
+            "usage": Total(one * usage, one),
+            "perplexity": Total(one * perplexity, one),
         }
         return Losses(total, parts)
 

@@ -20,7 +20,7 @@ from omni_jax.sharding.hosts import assemble
 from omni_jax.sharding.rules import TRAINING, Rules, partition_spec, parts, replicated, shardings
 from omni_jax.sharding.scope import on_mesh
 from omni_jax.training.batches import batch_axes
-from omni_jax.training.lora import LORA, LoraConfig, lora_parts, merge_lora, start_lora
+from omni_jax.training.lora import LORA, LoraConfig, adapted, lora_parts, merge_lora, start_lora
 from omni_jax.training.optimizer import (
     OptimizerConfig,
     frozen_paths,
@@ -112,7 +112,7 @@ class Trainer:
             dtype: of compute.
 
         Raises:
-            ConfigError: a pattern that matches nothing, or nothing left to train.
+            ConfigError: a pattern that matches nothing, nothing left to train, or something that the task cannot.
             ShardingError: a parameter does not divide over the mesh.
         """
         self.task, self.mesh, self.rules, self.guard, self.accumulate = task, mesh, rules, guard, accumulate
@@ -129,6 +129,10 @@ class Trainer:
             axes = axes | {f"{LORA}/{path}": names for path, names in added_axes.items()}
             shapes = shapes | {f"{LORA}/{path}": leaf for path, leaf in added.items()}
         self.trained = tuple(sorted(path for path in shapes if path not in self.frozen))
+        check = getattr(task, "check_trained", None)  # of tasks that do not train all of their components
+        if check is not None:
+            own = {path for path in self.trained if not path.startswith(f"{LORA}/")}
+            check(own | self.adapted, self.adapted, optimizer.weight_decay)
         self.shapes = {path: jax.ShapeDtypeStruct(leaf.shape, self._kept(path)) for path, leaf in shapes.items()}
         self.shardings = flat(shardings(nested(axes), nested(shapes), mesh, rules))
         self.schedule = learning_rate(optimizer)
@@ -231,14 +235,32 @@ class Trainer:
             return self._evaluate(state.params, batch, state.key)
 
     @property
+    def adapted(self) -> frozenset[str]:
+        """Paths of the model's parameters that have adapters."""
+        prefix = f"{LORA}/"
+        return frozenset(path[len(prefix) :].rsplit("/", 1)[0] for path in self.trained if path.startswith(prefix))
+
+    @property
     def untouched(self) -> frozenset[str]:
         """Paths of the model's parameters that training leaves as they are, adapters counted."""
-        prefix = f"{LORA}/"
-        adapted = (path.removeprefix(prefix) for path in self.trained if path.startswith(prefix))
-        return self.frozen - {path.rsplit("/", 1)[0] for path in adapted}
+        return self.frozen - self.adapted
+
+    def kept(self, state: TrainState) -> Params:
+        """The model's parameters as the state has them, without adapters and not copied: a nested dict."""
+        return nested({path: state.params[path] for path in self.model_axes})
+
+    def with_adapter(self, state: TrainState, path: str, weight: Array) -> Float[Array, "..."]:
+        """An adapted parameter to export, float32, from its value before training.
+
+        The state may have that value in the compute dtype only, which would round it where it is stored wider.
+        """
+        sides = (state.params[f"{LORA}/{path}/{side}"] for side in ("lora_in", "lora_out"))
+        with on_mesh(self.mesh, self.rules):
+            merge = partial(adapted, axes=self.model_axes[path], scale=self.lora.scale, precision="highest")
+            return jax.jit(merge, out_shardings=self.shardings[path])(weight, *sides)
 
     def merged(self, state: TrainState) -> Params:
-        """The parameters to answer with or to export, adapters added: a nested dict."""
+        """The parameters to answer with, adapters added, each in the dtype that it is kept in: a nested dict."""
         with on_mesh(self.mesh, self.rules):
             places = {path: self.shardings[path] for path in self.model_axes}
             return nested(jax.jit(lambda params: self._merge(params, None), out_shardings=places)(state.params))
@@ -298,7 +320,8 @@ class Trainer:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         def add(total, item):
-            return jax.tree.map(jnp.add, total, function(*item)), None
+            # without the barrier the TPU compiler tries to move sums over devices out of this loop, and fails
+            return jax.tree.map(jnp.add, total, jax.lax.optimization_barrier(function(*item))), None
 
         return jax.lax.scan(add, zeros, (batch, jnp.arange(self.accumulate)))[0]
 
@@ -313,7 +336,9 @@ class Trainer:
                 return losses.total.loss, losses
 
             gradients, losses = jax.grad(summed_loss, has_aux=True)(trained)
-            return gradients, losses
+            # each device adds up the part that it will apply: sums are scattered, not made whole everywhere
+            placed = {path: self.shardings[path] for path in gradients}
+            return jax.lax.with_sharding_constraint(gradients, placed), losses
 
         gradients, losses = self._over_parts(one, batch)
         weight = jnp.maximum(losses.total.weight, 1e-9)

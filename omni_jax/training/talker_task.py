@@ -1,5 +1,6 @@
 """Next-code prediction of the Talker: speech continuation and speaker fine-tuning (paper, section 3.4)."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import jax
@@ -16,11 +17,42 @@ from omni_jax.training.packed_thinker import PackedThinker, Params, Thoughts, ow
 from omni_jax.training.step import compute_copy
 from omni_jax.training.task import Losses
 
+WORDS = "thinker/embed/embedding"  # the table that has the rows of voices too
+
 
 def need_talker(config: OmniConfig) -> None:
     """Raises ConfigError for a model that cannot speak."""
     if config.talker_config is None:
         raise ConfigError("The model has no Talker, so it cannot learn to speak. Take a checkpoint that has one.")
+
+
+def check_reached(trained: Collection[str], adapted: Collection[str], weight_decay: float) -> None:
+    """That speech, whose gradient stops at the Thinker, trains all that is to be trained.
+
+    Without a gradient AdamW would only make parameters decay. Of the words' table the rows of voices have one.
+
+    Args:
+        trained: paths of the model's parameters that change; adapted: of these, those that have adapters.
+
+    Raises:
+        ConfigError: something is to be trained that no gradient reaches.
+    """
+    outside = {path for path in trained if not path.startswith("talker/")}
+    if lost := sorted(outside - {WORDS}):
+        patterns = [f"^{name}/" for name in dict.fromkeys(path.split("/")[0] for path in lost)]
+        if WORDS in outside:
+            patterns = ["^thinker/(?!embed/)" if each == "^thinker/" else each for each in patterns]
+        raise ConfigError(
+            f"No gradient reaches {lost[0]} and {len(lost) - 1} more that are to be trained: speech does not train the "
+            f"Thinker, and no text is learnt. Freeze them: freeze = {patterns}."
+        )
+    if WORDS in adapted or (WORDS in outside and weight_decay):
+        raise ConfigError(
+            f"Speech trains the rows of voices in {WORDS}, and "
+            + ("an adapter" if WORDS in adapted else f"optimizer.weight_decay = {weight_decay}")
+            + " would change all other rows too. "
+            + ("Leave it out of lora.patterns." if WORDS in adapted else "Set it to 0, or freeze ^thinker/.")
+        )
 
 
 @dataclass(frozen=True)
@@ -30,7 +62,8 @@ class PackedTalker:
     Args:
         audio, vision, dtype, remat: see `PackedThinker`.
         chunk: positions whose logits exist at a time on a device.
-        detach: no gradient flows from speech into the Thinker.
+        detach: no gradient flows from speech into the Thinker, but to the rows of voices among its embeddings: those
+            are for the Talker alone.
     """
 
     config: OmniConfig
@@ -62,10 +95,13 @@ class PackedTalker:
             raise ConfigError("The batch has no speech. Give RowShape.speech, and examples with spoken answers.")
         thoughts = self.thinker(params, batch)
         text = self._text_track(params, batch.speech, thoughts)
+        if self.detach:
+            voice = (batch.speech.codes == self.config.talker_config.tts_codec_pad_token_id)[..., None]
+            text = jnp.where(voice, text, jax.lax.stop_gradient(text))
         talker = Talker(self.config.talker_config, dtype=self.dtype, remat=self.remat)
         out = talker.apply(
             {"params": params["talker"]},
-            jax.lax.stop_gradient(text) if self.detach else text,
+            text,
             batch.speech.codes,
             jnp.moveaxis(batch.speech.position_ids, 1, 0),
             segment_ids=batch.speech.segment_ids,
@@ -90,9 +126,10 @@ class TalkerTask:
 
     Args:
         audio, vision, dtype, remat, chunk, tasks: see `ThinkerTask`.
-        detach: no gradient flows from speech into the Thinker. The Thinker's parameters are best frozen then, unless
-            the text loss trains them.
-        text_weight: of a text token beside a code in the mean that is made smaller; 0 leaves the text loss out.
+        detach: see `PackedTalker`. The Thinker has to be frozen then, but for its embeddings where voices are learnt,
+            unless the text loss trains it.
+        text_weight: of a text token beside a code in the mean that is made smaller; 0 leaves the text loss out. It
+            trains the Thinker only: the Talker is no part of that loss.
     """
 
     config: OmniConfig
@@ -108,6 +145,16 @@ class TalkerTask:
     def __post_init__(self):
         """Raises ConfigError where there is no Talker."""
         need_talker(self.config)
+
+    def check_trained(self, trained: Collection[str], adapted: Collection[str], weight_decay: float) -> None:
+        """See `check_reached`; a text loss that trains nothing is a ConfigError too."""
+        if self.text_weight and all(path.startswith("talker/") for path in trained):
+            raise ConfigError(
+                f"text_weight = {self.text_weight}, but nothing of the Thinker, which writes the text, is trained. Set "
+                "it to 0, or leave ^thinker/ out of freeze."
+            )
+        if self.detach and not self.text_weight:
+            check_reached(trained, adapted, weight_decay)
 
     @property
     def components(self) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ class FlowMatchingTask:
 
     Some rows are told nothing, neither codes nor voice: from them the network learns the null branch that
     classifier-free guidance pushes away from (arXiv:2207.12598; `flow.guide`). Reports the error of rows with and
-    without condition (`conditional`, `null`): how far they are apart is what the codes say.
+    without condition (`conditional`, `null`): how far they are apart is what the codes say. The network drops out
+    `DiTConfig.dropout` of its activations, in evaluation too: there as here, errors are those of a random place.
 
     Args:
         drop: probability that a row is told nothing; F5-TTS has 0.2.
@@ -48,14 +49,14 @@ class FlowMatchingTask:
     components = ("speaker_encoder", "dit")
 
     def loss(self, params: Params, batch: VoicedCodes, key: jax.Array) -> Losses:
-        """See `Task`; times, noise and the rows that are told nothing are drawn from `key`."""
+        """See `Task`; times, noise, the rows that are told nothing and dropout are drawn from `key`."""
         params = compute_copy(params, self.dtype)
-        time_key, noise_key, drop_key = jax.random.split(key, 3)
+        time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
         rows = batch.codes.shape[0]
         t = jax.random.uniform(time_key, (rows,))
         noise = jax.random.normal(noise_key, batch.mel.shape)
         told = ~jax.random.bernoulli(drop_key, self.drop, (rows,))
-        errors = self.errors(params, batch, t, noise, told)
+        errors = self.errors(params, batch, t, noise, told, dropout=dropout_key)
         real = dit.frame_mask(batch.lengths, batch.mel.shape[1])
         weights = jnp.broadcast_to(real, errors.shape).astype(jnp.float32)
 
@@ -66,22 +67,35 @@ class FlowMatchingTask:
         return Losses(total(jnp.ones(rows)), {"conditional": total(told), "null": total(~told)})
 
     def errors(
-        self, params: Params, batch: VoicedCodes, t: Float[Array, " B"], noise: Float[Array, "B T M"], told: Array
+        self,
+        params: Params,
+        batch: VoicedCodes,
+        t: Float[Array, " B"],
+        noise: Float[Array, "B T M"],
+        told: Array,
+        *,
+        dropout: jax.Array | None = None,
     ) -> Float[Array, "B T"]:
-        """Squared error of each frame's velocity at times `t`, mean over mel bins; rows not `told` see no condition."""
+        """Squared error of each frame's velocity at times `t`, mean over mel bins; rows not `told` see no condition.
+
+        Args:
+            dropout: random key; None for a network that drops nothing.
+        """
         at = t[:, None, None]
         conditioning = null_where(~told, params, self.config, batch, dtype=self.dtype)
-        velocity = self.velocity(params, (1 - at) * noise + at * batch.mel, t, conditioning, batch.lengths)
+        x = (1 - at) * noise + at * batch.mel
+        velocity = self.velocity(params, x, t, conditioning, batch.lengths, dropout)
         return jnp.mean(jnp.square(velocity - (batch.mel - noise)), axis=-1)
 
-    def velocity(self, params, x, t, conditioning: dit.Conditioning, lengths) -> Float[Array, "B T M"]:
-        """`dit.velocity` with recomputed layers."""
+    def velocity(self, params, x, t, conditioning: dit.Conditioning, lengths, dropout=None) -> Float[Array, "B T M"]:
+        """`dit.velocity` with recomputed layers and dropout."""
         modulation = dit.modulate(params, self.config, t, dtype=self.dtype)
         frames = x.shape[1]
         valid = jnp.broadcast_to(dit.frame_mask(lengths, frames), x.shape[:2])
-        model = dit.DiT(self.config, dtype=self.dtype, remat=self.remat)
-        variables = {"params": params["dit"]}
-        return model.apply(variables, x, modulation, conditioning, valid, jnp.arange(frames)[None])[:, 0]
+        model = dit.DiT(self.config, dtype=self.dtype, remat=self.remat, training=dropout is not None)
+        inputs = x, modulation, conditioning, valid, jnp.arange(frames)[None]
+        rngs = {} if dropout is None else {"dropout": dropout}
+        return model.apply({"params": params["dit"]}, *inputs, rngs=rngs)[:, 0]
 
 
 def null_where(

@@ -4,8 +4,10 @@ Vocoder and discriminators are updated in the same step by one optimiser, so the
 
     loss = vocoder's (waveform, discriminator as a constant) + discriminator's (waveform as a constant, discriminator)
 
-Each parameter sees only its own half, so the gradient is that of two optimisers with the same settings. What XLA finds
-computed twice, it computes once.
+Each parameter sees only its own half, so its gradient is that of two optimisers with the same settings, taken from the
+same parameters (HiFi-GAN updates the discriminator first). Two things look at both halves together: the norm by which
+`OptimizerConfig.clip` scales gradients down, and `Guard`, which skips a step. A clip below the usual norm would let the
+louder side slow down the other; configs/vocoder.py sets it far above. What XLA finds computed twice, it computes once.
 """
 
 import dataclasses

@@ -25,9 +25,6 @@ from tests.input_pipeline.media_files import write_audio
 from tests.speech_data import PAIRS, TEXTS, add_tokenizer, linked_checkpoint, make_pairs, read_lines, write_lines
 from tests.training.spoken_sounds import voice
 
-# Written at the end of a session and not yet seen to pass on a fresh clone: not in `make test` until then.
-pytestmark = pytest.mark.slow
-
 FAST = ["--solver", "euler", "--steps", "2"]
 
 
@@ -142,6 +139,8 @@ def test_conversations_without_an_answer_are_left_out_by_name(tiny_checkpoint, t
         (["--samples", "0"], "--samples 0 is out of range"),
         (["--shuffled-codes", "1.5"], "--shuffled-codes 1.5 is out of range"),
         (["--max-codes", "3"], "--max-codes 3 is out of range"),
+        (["--temperature", "-1"], "temperature = -1.0 is out of range"),
+        (["--to", "texts.txt/pairs"], "texts.txt/pairs cannot be written: Not a directory"),
         (["--to", "texts.txt"], "texts.txt is a file"),
     ],
 )
@@ -281,7 +280,10 @@ def test_a_report_compares_codes_and_sound(omni, speech_pairs, tmp_path, monkeyp
     assert status == 0 and report["clips"] == len(clips) and report["left_out"] == 0
     same = [a == b for clip, line in zip(clips, made) for a, b in zip(clip["codes"], line["codes"])]
     assert report["accuracy"] == pytest.approx(np.mean(same))
-    assert report["distinct"] == len({code for line in made for code in line["codes"]})
+    _, often = np.unique([code for line in made for code in line["codes"]], return_counts=True)
+    share = often / often.sum()
+    assert (report["codes"], report["distinct"], report["usage"]) == (often.sum(), len(often), len(often) / 128)
+    assert report["perplexity"] == pytest.approx(np.prod(share**-share))
     again = report["resynthesis"]
     assert again["mel_l1"] > 0 and again["cepstral_db"] > 0 and 0 <= again["cycle_accuracy"] <= 1
     # a word of three is wrong in each clip of the first text, all are wrong, and none of three right, in the second

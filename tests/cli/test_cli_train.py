@@ -91,7 +91,6 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(trained, tiny_checkpoint):
         assert (output / "model" / name).read_bytes() == (tiny_checkpoint[1] / name).read_bytes()
 
 
-@pytest.mark.slow  # not yet seen to pass on a fresh clone
 def test_frozen_parts_keep_their_bits_though_computing_is_in_a_narrower_dtype(config, tmp_path, tiny_checkpoint):
     options = ["--dtype", "bfloat16", "--optimizer.total-steps", "2", "--sample-every", "0", "--eval-every", "0"]
     assert main(["train", "--config", str(config), *options, "--data.rows", "1"]) == 0

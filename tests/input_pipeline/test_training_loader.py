@@ -150,7 +150,7 @@ def by_workers():
     second = loader(workers=1)
     second.restore(state)
     with pytest.MonkeyPatch.context() as patch, second:  # as where there is little shared memory
-        patch.setattr("input_pipeline.loader._shared_memory_holds", lambda size: False)
+        patch.setattr("input_pipeline.loader_ahead._shared_memory_holds", lambda size: False)
         return taken + list(second), first, second
 
 
@@ -280,6 +280,31 @@ def test_a_run_ends_when_more_than_the_stated_share_is_corrupt():
         assert one.totals.examples + one.totals.skipped >= 100
 
 
+def test_a_run_that_was_stopped_ends_for_corrupt_data_where_another_does():
+    source = MemorySource("some", 150, kinds=("text",), corrupt=frozenset(range(0, 150, 30)))  # 5 of 150
+    kinds = dict(epochs=1, window=10, rows=1, shape=RowShape(tokens=64), max_corrupt_share=0.01)
+
+    def end(state=None, steps=None):
+        """The step that a run comes to, from a state or the beginning; and its state there."""
+        with loader(source, **kinds) as one:
+            if state is not None:
+                one.restore(state)
+            try:
+                for _ in range(one.steps if steps is None else steps):
+                    next(one)
+            except DataError as error:
+                return str(error).split("\n")[0], one.state()
+            return None, json.loads(json.dumps(one.state()))
+
+    whole, last = end()
+    assert "examples could not be used" in whole
+    state = None
+    for _ in range(last["step"]):  # stopped after each step
+        reason, state = end(state, steps=1)
+        assert reason is None
+    assert end(state, steps=1)[0] == whole
+
+
 def test_a_run_of_which_nothing_can_be_read_ends_at_once():
     source = MemorySource("none", 40, kinds=("text",), corrupt=frozenset(range(40)))
     with loader(source) as one, pytest.raises(DataError, match="examples could not be used.*\n.*none:"):
@@ -315,11 +340,37 @@ def test_changed_sources_are_refused_by_name():
         loader(ALL).restore(state)
 
 
-def test_a_run_may_be_made_longer(whole):
-    state = loader().state() | {"step": 2}
-    longer = loader(epochs=5)
-    longer.restore(state)
-    same(batches(longer)[: len(whole) - 3], [batch for batch, _ in whole[2:-1]])
+@pytest.mark.parametrize("epochs", [3, 5, None])
+def test_a_run_may_be_made_longer_or_shorter_until_it_begins_what_is_packed_otherwise_then(epochs):
+    weights = ALL.total, TEXT.total  # given, though they are what they would be: an epoch may end within a window
+    whole = drained(loader(weights=weights))
+    shared = loader(weights=weights).plan.rows_shared_with(epochs) // 4
+    assert 0 < shared < len(whole)
+    state = loader(weights=weights).state() | {"step": shared}
+    other = loader(weights=weights, epochs=epochs)
+    other.restore(state)
+    if epochs is not None:  # every example as often as wanted, however the run was divided
+        reports = [report for _, report in (*whole[:shared], *drained(other))]
+        counted = Counter(name for report in reports for name in report.names)
+        assert set(counted.values()) == {epochs} and len(counted) == 18 + 5
+    with pytest.raises(DataError, match=f"epochs: were 4, are {epochs}.*after step {shared} some would come twice"):
+        other.restore(state | {"step": shared + 1})
+
+
+def test_without_weights_every_epoch_is_packed_for_itself():
+    one, more = loader(rows=1), loader(rows=1, epochs=6)
+    more.restore(one.state() | {"step": one.steps})
+    names = [name for _, report in drained(more) for name in report.names]
+    assert Counter(names) == Counter([*ALL.names, *TEXT.names] * 2)
+
+
+def test_a_longer_run_that_goes_on_from_the_padded_end_of_a_shorter_one_would_miss_rows():
+    one = loader(rows=3)
+    assert one.plan.rows % 3
+    end = one.state() | {"step": one.steps}
+    loader(rows=3).restore(end)  # of the same length: it has ended
+    with pytest.raises(DataError, match="some not at all.*--allow-change data"):
+        loader(rows=3, epochs=5).restore(end)
 
 
 def test_rows_of_a_host_must_be_among_those_of_the_step():

@@ -52,6 +52,18 @@ def test_sources_without_weights_end_their_epochs_together(counts, epochs):
 
 
 @quickly
+@given(counts=counts, window=st.integers(1, 60), epochs=st.integers(1, 3))
+def test_without_weights_no_row_comes_before_the_last_of_the_epoch_before(counts, window, epochs):
+    plan = Plan([sizes(count, i) for i, count in enumerate(counts)], None, ROOM, 0, window=window)
+    wanted, row = sorted((i, j) for i, count in enumerate(counts) for j in range(count)), 0
+    for _ in range(epochs):
+        seen = []
+        while len(seen) < len(wanted):
+            seen += plan.row(row)
+            row += 1
+        assert sorted(seen) == wanted
+
+
 @given(counts=counts, window=st.integers(1, 100), data=st.data())
 def test_no_row_exceeds_any_budget_and_none_is_empty(counts, window, data):
     tables = [sizes(count, i) for i, count in enumerate(counts)]
@@ -116,6 +128,19 @@ def test_a_limited_run_is_the_beginning_of_an_unlimited_one():
     assert examples(limited) == examples(endless, limited.rows)
     with pytest.raises(IndexError):
         limited.row(limited.rows)
+
+
+@quickly
+@given(counts=counts, window=st.integers(1, 60), epochs=st.permutations([1, 2, 3, None]))
+def test_plans_of_other_epochs_share_the_rows_before_the_window_that_one_cuts(counts, window, epochs):
+    tables = [sizes(count, i) for i, count in enumerate(counts)]
+    one, other = (Plan(tables, None, ROOM, 0, window=window, epochs=each) for each in epochs[:2])
+    shared = one.rows_shared_with(other.epochs)
+    assert shared == other.rows_shared_with(one.epochs) and one.rows_shared_with(one.epochs) is None
+    assert [one.row(i) for i in range(shared)] == [other.row(i) for i in range(shared)]
+    shorter = min(plan.rows for plan in (one, other) if plan.rows is not None)
+    # not less than there are: what the shorter packs after them is at most a window
+    assert sum(map(len, map(one.row, range(shared, shorter)))) < window or shared == shorter
 
 
 def test_a_pickled_plan_is_small_and_counts_no_window_anew():

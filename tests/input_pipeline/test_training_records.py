@@ -74,6 +74,7 @@ def test_records_give_the_examples_of_the_lines(data, shards, tmp_path):
     np.testing.assert_array_equal(records.sizes, lines.sizes)
     order = np.random.default_rng(0).permutation(len(records))
     assert all(equal(records.example(int(i)), lines.example(int(i))) for i in order)
+    assert lines.conversation(1) == records.conversation(1) == {"text": "A plain text, to be learned as it is."}
 
 
 def test_media_travel_with_the_records(data, shards, tmp_path):

@@ -1,5 +1,6 @@
 """Sources know their examples' sizes ahead, survive the trip to other processes, and report what they cannot use."""
 
+import importlib.util
 import io
 import json
 import multiprocessing
@@ -13,8 +14,9 @@ from PIL import Image
 
 from input_pipeline import source_index
 from input_pipeline.example_context import KINDS, sizes_of
+from input_pipeline.loader import Loader
 from input_pipeline.sources import JsonlSource, TfdsSource
-from input_pipeline.training_batch import RowShape  # noqa: F401 (used by the program below)
+from input_pipeline.training_batch import RowShape
 from omni_jax.errors import DATA_ERROR_KINDS, DataError
 from tests.input_pipeline.media_files import picture
 from tests.input_pipeline.training_data import (
@@ -131,7 +133,9 @@ def test_a_damaged_cache_is_made_anew(tmp_path):
     file = write_lines(tmp_path / "a.jsonl", [{"text": "one two"}])
     first = JsonlSource(file, CONTEXT, ROOM)
     (kept,) = tmp_path.rglob("*.npz")
-    for content in (b"", kept.read_bytes()[:100], b"garbage"):
+    whole = kept.read_bytes()
+    damaged = [whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :] for place in range(0, len(whole), 7)]
+    for content in (b"", whole[:100], b"garbage", *damaged):
         kept.write_bytes(content)
         assert JsonlSource(file, CONTEXT, ROOM).fingerprint == first.fingerprint
 
@@ -236,6 +240,27 @@ def test_a_dataset_of_tfds(tmp_path):
         assert f"Question {i}?" in tokenizer().decode(example.token_ids)
         assert (len(example.audio), len(example.vision)) == (1, 1)
     assert len(TfdsSource(folder, "train[1:3]", as_conversation, CONTEXT, ROOM, cache=tmp_path)) == 2
+
+
+def test_a_function_that_no_other_process_can_import_is_used_in_workers(tmp_path, monkeypatch):
+    """As that of a configuration file is."""
+    (tmp_path / "config.py").write_text(
+        "ANSWER = 'An answer.'\n"
+        "def answer():\n    return {'role': 'assistant', 'content': ANSWER}\n"
+        "def to_conversation(record):\n"
+        "    return {'messages': [{'role': 'user', 'content': record['question'].decode()}, answer()]}\n"
+    )
+    spec = importlib.util.spec_from_file_location("_run_config_of_a_test", tmp_path / "config.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(source_index, "_CHUNK", 2)
+    args = write_dataset(tmp_path / "toy" / "1.0.0"), "train", module.to_conversation, CONTEXT, ROOM
+    source = TfdsSource(*args, cache=tmp_path / "cache", workers=1)
+    assert learned(source.example(3)) == "An answer.<|im_end|>"
+    options = dict(rows=2, epochs=1, workers=1)
+    with Loader([source], RowShape(tokens=256), CONFIG, **options) as loader:
+        names = [name for _, report in loader for name in report.names]
+    assert sorted(names) == [f"toy/train:{i}" for i in range(4)]
 
 
 def test_a_dataset_that_is_not_there(tmp_path):

@@ -16,7 +16,7 @@ from omni_jax.config import DiscriminatorConfig, SpeechMelConfig
 from omni_jax.config_json import read_config, write_config
 from omni_jax.errors import MediaError
 from omni_jax.layers.spectrogram import frames_of, log_mel, magnitudes
-from omni_jax.models.discriminators import init_params, judge
+from omni_jax.models.discriminators import Tower, init_params, judge
 from omni_jax.models.logical_axes import logical_axes
 from omni_jax.presets import preset
 from tests.training.fitting import random_params
@@ -101,6 +101,26 @@ def test_every_sample_counts_for_every_discriminator(discriminator):
 
     moved = np.asarray(slopes(jnp.asarray(voice(0.1, 24000)[:1201][None])))[:, 0] != 0
     assert moved[:2].all() and moved[2, :1200].all()
+
+
+def test_spectrograms_are_seen_widely_and_shortened_along_time_and_keep_their_bins():
+    """BigVGAN: kernels 9 wide and 2 apart in time, 3 wide in frequency, which [frequency, time] lists as (3, 9)."""
+    layers = ((1, (9, 3), (1, 1)), (1, (9, 3), (2, 1)), (1, (9, 3), (2, 1)), (1, (9, 3), (2, 1)))
+    judges = dataclasses.replace(TINY, periods=(), resolutions=((256, 60, 200),), resolution_channels=1)
+    shapes = nn.unbox(jax.eval_shape(lambda: init_params(jax.random.key(0), judges)))["resolution_256_60"]
+    kernels = [shapes[f"conv_{i}"]["kernel"].shape[:2] for i in range(6)]
+    assert kernels == [(9, 3)] * 4 + [(3, 3)] * 2
+    params = random_params({"resolution_256_60": shapes})
+    judged = jax.jit(lambda x: judge(params, judges, x))(jnp.zeros((1, 9600)))
+    sizes = [feature.shape[1:3] for feature in judged.features[0]]
+    assert sizes == [(160, 129), (80, 129), (40, 129), (20, 129), (20, 129), (20, 129)]  # [time, bins]
+
+    # what one place of the fourth layer sees: 1 + 8 · (1 + 1 + 2 + 4) frames, 1 + 2 · 4 bins
+    ones = jax.tree.map(jnp.ones_like, random_params({f"conv_{i}": shapes[f"conv_{i}"] for i in range(4)}))
+    tower = Tower(layers, jnp.float32)
+    seen = jax.jacrev(lambda x: tower.apply({"params": ones}, x)[1][-1][0, 10, 64, 0])(jnp.zeros((1, 160, 129, 1)))
+    frames, bins = np.nonzero(np.asarray(seen)[0, ..., 0])[:2]
+    assert (np.ptp(frames) + 1, np.ptp(bins) + 1) == (65, 9)
 
 
 def test_the_length_of_a_kernel_is_its_scale(discriminator):

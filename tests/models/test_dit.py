@@ -1,5 +1,8 @@
 """The DiT equals the published one; block attention, lengths, positions and guidance do what they say."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -210,6 +213,45 @@ def test_training_can_differentiate_with_and_without_recomputing_layers(params, 
     plain, remat = (gradient(variables, flag)["params"]["layers"] for flag in (False, True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, remat)
     assert (np.abs(plain["attention"]["query"]["kernel"]).max(axis=(1, 2, 3)) > 0).all()  # every layer learns
+
+
+def test_dropout_is_drawn_from_the_key_and_only_in_training(params, inputs, conditioning):
+    modulation = dit.modulate(params, DIT, jnp.array([0.3]))
+    valid, positions = jnp.ones((BATCH, 2 * CODES), bool), jnp.arange(2 * CODES)[None]
+    x, variables = jnp.asarray(inputs["x"]), {"params": params["dit"]}
+
+    def run(seed, rate=0.1, **options):
+        model, rngs = dit.DiT(dataclasses.replace(DIT, dropout=rate), **options), {"dropout": jax.random.key(seed)}
+        return np.asarray(model.apply(variables, x, modulation, conditioning, valid, positions, rngs=rngs))
+
+    usual = run(0)
+    np.testing.assert_array_equal(run(1), usual)
+    first, second = run(0, training=True), run(1, training=True)
+    assert np.abs(first - usual).max() > 1e-3 < np.abs(first - second).max()
+    np.testing.assert_array_equal(run(0, training=True), first)
+    np.testing.assert_allclose(run(0, training=True, remat=True), first, atol=1e-5)
+    np.testing.assert_allclose(run(0, rate=0.0, training=True), usual, atol=1e-6)
+
+
+def test_new_parameters_let_the_codes_be_heard_and_the_layers_begin_as_the_identity():
+    config = dataclasses.replace(DIT, emb_dim=512, num_embeds=400, mel_dim=80, enc_dim=128, enc_emb_dim=192)
+    params = nn.unbox(jax.jit(dit.init_params, static_argnums=1)(jax.random.key(0), config))["dit"]
+    assert np.std(params["codes"]["embedding"]) == pytest.approx(1, rel=0.05)
+    # each input by its share of the 912: 512 / 912 / 3 of codes, 80 / 912 / 3 of noise
+    model = dit.DiT(config)
+    voice = dit.Voice(jnp.zeros((1, config.hidden_size)), jnp.zeros(config.hidden_size))
+    codes = jnp.arange(400)[None]
+    heard = model.apply({"params": params}, codes, voice, False, method=dit.DiT.condition).conditional
+    kernel = params["input"]["kernel"]
+    noise = jax.random.normal(jax.random.key(1), (400, 80)) @ kernel[:80]
+    assert np.var(heard) == pytest.approx(512 / 912 / 3, rel=0.2)
+    assert np.var(noise) == pytest.approx(80 / 912 / 3, rel=0.2)
+    for kernel in (params["modulation"]["kernel"], params["final_modulation"]["kernel"], params["output"]["kernel"]):
+        assert (np.asarray(kernel) == 0).all()
+    layers = params["layers"]
+    for name, fan_in in (("query", 32), ("out", 32)):
+        assert np.std(layers["attention"][name]["kernel"]) == pytest.approx((3 * fan_in) ** -0.5, rel=0.1)
+    assert np.std(layers["mlp"]["down"]["kernel"]) == pytest.approx((3 * 64) ** -0.5, rel=0.1)
 
 
 def test_codes_outside_the_table_are_refused_on_the_host():

@@ -48,6 +48,23 @@ def test_zero_is_a_level_and_the_levels_are_all_that_comes_out():
         assert np.allclose(np.unique(out[:, channel]), (np.arange(count) - count // 2) / (count // 2), atol=1e-6)
 
 
+@pytest.mark.parametrize("levels", [(2,), (2, 2, 2), (2, 3, 16)])
+def test_two_levels_are_the_sign_and_every_code_can_be_reached(levels):
+    x = 3 * jax.random.normal(jax.random.key(0), (4096, len(levels)))
+    slopes = jax.vmap(jax.grad(lambda v: fsq.quantise(v, levels).sum()))(x)
+    quantised = fsq.quantise(x, levels)
+    assert np.isfinite(np.asarray(slopes)).all() and np.asarray(slopes).max() > 0.1
+    np.testing.assert_array_equal(quantised[:, 0], np.where(x[:, 0] < 0, -1, 0))
+    codes = fsq.codes_of(quantised, levels)
+    assert len(np.unique(np.asarray(codes))) == np.prod(levels)
+    np.testing.assert_allclose(quantised, fsq.vectors_of(codes, levels), atol=1e-6)
+
+
+def test_a_channel_of_one_level_is_refused():
+    with pytest.raises(ConfigError, match="two levels at least"):
+        fsq.quantise(jnp.zeros((1, 2)), (8, 1))
+
+
 def test_gradients_pass_the_rounding_as_if_it_were_not_there():
     x = jax.random.normal(jax.random.key(0), (64, 4))
     slope = np.asarray(jax.vmap(jax.grad(lambda v: fsq.quantise(v, LEVELS).sum()))(x))

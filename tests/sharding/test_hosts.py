@@ -59,6 +59,8 @@ def test_two_processes_give_the_losses_and_the_answers_of_one(tiny_checkpoint):
     # each host loaded one half of the data and of the parameters
     assert (first["rows"], second["rows"], one["rows"]) == ([0, 4], [4, 8], [0, 8])
     assert first["held"] == second["held"] == one["held"] / 2
+    told = [{"process": 0, "longer": ""}, {"process": 1, "longer": "é"}]
+    assert first["gathered"] == second["gathered"] == told and one["gathered"] == told[:1]
 
 
 def test_a_half_given_start_is_refused(monkeypatch):

@@ -16,6 +16,7 @@ from omni_jax.sharding.hosts import own_rows, start
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.sharding.rules import TRAINING, shardings
 from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_hosts import gathered
 from omni_jax.training.step import Trainer
 from omni_jax.training.thinker_task import ThinkerTask
 from tests.training.random_batches import random_batch
@@ -50,6 +51,7 @@ def main(checkpoint: str) -> None:
     ]
     answers = [answer.token_ids for answer in sampler.generate(requests, SamplingOptions(max_new_tokens=10))]
     result = {"rows": [rows.start, rows.stop], "held": held / kernel.size, "losses": losses, "answers": answers}
+    result |= {"gathered": gathered({"process": process, "longer": process * "é"})}
     print(json.dumps(result), flush=True)
 
 

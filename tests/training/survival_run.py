@@ -1,4 +1,4 @@
-"""A toy task through the real loop and real checkpoints; run by test_survival.py, which kills it.
+"""A run that test_survival.py kills: a toy task through the real loop and checkpoints, or `omni-jax train` itself.
 
 survival_run.py OUTPUT STEPS --signals "KILL KILL TERM" --processes 2
 starts the run four times: the first three get a signal at a random moment, the last may end. Each start is a process of
@@ -18,6 +18,7 @@ import traceback
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -214,7 +215,44 @@ def one_run(output: Path, steps: int, seconds: float) -> None:
             np.savez(output / "final.npz", **{name: np.asarray(leaf) for name, leaf in params.items()})
 
 
-def in_child(processes: int, process: int, port: int, log: Path, output: Path, steps: int, seconds: float) -> int:
+def toy(output: Path, steps: int, seconds: float, processes: int, process: int, port: int) -> None:
+    if processes > 1:
+        # as `hosts.start`, but a silent neighbour is given up after 10 seconds, not 100
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        where = f"127.0.0.1:{port}"
+        jax.distributed.initialize(where, processes, process, heartbeat_timeout_seconds=HEARTBEAT)
+    one_run(output, steps, seconds)
+
+
+def command_line(output: Path, steps: int, seconds: float, processes: int, process: int, port: int) -> None:
+    """`omni-jax train` on the configuration that lies beside the output; batches are written down as they are taken."""
+    from input_pipeline.loader import Loader
+    from omni_jax.cli.main import main as omni
+
+    if processes > 1:
+        where = {"COORDINATOR": f"127.0.0.1:{port}", "PROCESSES": processes, "PROCESS": process}
+        os.environ |= {f"OMNI_JAX_{name}": str(value) for name, value in where.items()}
+        os.environ["OMNI_JAX_HEARTBEAT"] = str(HEARTBEAT)
+    take = Loader.__next__
+
+    def taken(loader: Loader):
+        batch, report = take(loader)
+        time.sleep(seconds)
+        if process == 0:
+            with (output / "ids.jsonl").open("a") as out:
+                out.write(json.dumps([loader.state()["step"], list(report.names)]) + "\n")
+        return batch, report
+
+    Loader.__next__ = taken
+    options = ["--output", str(output), "--optimizer.total-steps", str(steps)]
+    if omni(["train", "--config", str(output.parent / "config.py"), *options]):
+        raise RuntimeError("omni-jax train has failed")
+
+
+KINDS = {"toy": toy, "train": command_line}
+
+
+def in_child(kind: str, log: Path, *args: Any) -> int:
     """A new process, forked from this one (which has imported JAX and not begun to use it); its id."""
     child = os.fork()
     if child:
@@ -224,12 +262,7 @@ def in_child(processes: int, process: int, port: int, log: Path, output: Path, s
         with log.open("a") as out:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
-        if processes > 1:
-            # as `hosts.start`, but a silent neighbour is given up after 10 seconds, not 100
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
-            where = f"127.0.0.1:{port}"
-            jax.distributed.initialize(where, processes, process, heartbeat_timeout_seconds=HEARTBEAT)
-        one_run(output, steps, seconds)
+        KINDS[kind](*args)
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -253,12 +286,12 @@ def free_port() -> int:
 class Attempt:
     """All processes of one start of the run."""
 
-    def __init__(self, output: Path, steps: int, seconds: float, processes: int = 1):
+    def __init__(self, output: Path, steps: int, seconds: float, processes: int = 1, kind: str = "toy"):
         output.mkdir(parents=True, exist_ok=True)
         port, self.ids = free_port(), output / "ids.jsonl"
         self.before = lines(self.ids)
         self.children = [
-            in_child(processes, process, port, output / f"log-{process}", output, steps, seconds)
+            in_child(kind, output / f"log-{process}", output, steps, seconds, processes, process, port)
             for process in range(processes)
         ]
         self.statuses: dict[int, int] = {}
@@ -291,7 +324,7 @@ class Attempt:
         if self.children[process] not in self.statuses:
             os.kill(self.children[process], number)
 
-    def finish(self, seconds: float = 120) -> list[int]:
+    def finish(self, seconds: float = 900) -> list[int]:
         """Exit status of each process; those that do not end in time are killed, and -9."""
         if not self.until(self.ended, seconds):
             for process in range(len(self.children)):
@@ -305,6 +338,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("steps", type=int)
+    parser.add_argument("--kind", choices=KINDS, default="toy")
     parser.add_argument("--signals", default="", help="one for each attempt but the last: KILL, TERM, INT")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seconds-per-step", type=float, default=0.0)
@@ -312,13 +346,16 @@ def main() -> None:
     args = parser.parse_args()
     import tensorboardX  # noqa: F401  imports PyTorch where there is one: once, before the forks
 
+    if args.kind == "train":
+        import omni_jax.cli.train  # noqa: F401
+
     draw, attempts = random.Random(args.seed), []
     for number, name in enumerate([*args.signals.split(), None]):
-        attempt = Attempt(args.output, args.steps, args.seconds_per_step, args.processes)
+        attempt = Attempt(args.output, args.steps, args.seconds_per_step, args.processes, args.kind)
         victim = number % args.processes
         if name is not None:
             wanted = draw.randint(1, 6)
-            attempt.until(partial(attempt.made, wanted), 120)
+            attempt.until(partial(attempt.made, wanted), 600)
             time.sleep(draw.uniform(0, 2 * args.seconds_per_step))
             attempt.signal(victim, signal.Signals[f"SIG{name}"])
         began = time.monotonic()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from omni_jax.errors import ConfigError
 from omni_jax.training.dpo import DpoTask, PairLogProbs, dpo_loss
-from tests.training.packed_batches import case, compiled, model_of, pack
+from tests.training.packed_batches import VOICE, case, compiled, model_of, pack
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +57,20 @@ def test_the_loss_and_its_gradients_are_those_of_equation_1(chosen, rejected, re
     expected = np.logaddexp(0, -margin)
     falling = -beta * np.exp(-np.logaddexp(0, margin))  # -beta * sigmoid(-margin)
 
-    def loss(chosen, rejected):
-        one = [jnp.float32(value).reshape(1, 1) for value in (reference_w, reference_l)]
-        return dpo_loss(PairLogProbs(chosen, rejected), PairLogProbs(*one), beta=beta)[0][0, 0]
+    def loss(chosen, rejected, reference):
+        return dpo_loss(PairLogProbs(chosen, rejected), reference, beta=beta)[0][0, 0]
 
-    given = jnp.float32(chosen).reshape(1, 1), jnp.float32(rejected).reshape(1, 1)
-    value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(*given)
-    # a margin of hundreds, of float32 values, is exact to about 1e-4
-    np.testing.assert_allclose(value, expected, rtol=2e-3, atol=2e-4)
-    np.testing.assert_allclose(np.ravel(gradients), [falling, -falling], rtol=2e-3, atol=1e-6)
+    def ours(dtype):
+        given = [jnp.asarray(value, dtype).reshape(1, 1) for value in (chosen, rejected, reference_w, reference_l)]
+        return jax.value_and_grad(loss, argnums=(0, 1))(*given[:2], PairLogProbs(*given[2:]))
+
+    # float64 and float32, whose margins of hundreds are exact to about 1e-4
+    for dtype, relative, absolute in ((jnp.float64, 1e-9, 1e-300), (jnp.float32, 2e-3, 2e-4)):
+        with jax.enable_x64(dtype == jnp.float64):
+            value, gradients = ours(dtype)
+            assert value.dtype == dtype
+        np.testing.assert_allclose(value, expected, rtol=relative, atol=absolute)
+        np.testing.assert_allclose(np.ravel(gradients), [falling, -falling], rtol=relative, atol=absolute)
 
 
 def test_the_reference_policy_itself_loses_log_2(model, task, rows, log_probs_of):
@@ -76,6 +81,8 @@ def test_the_reference_policy_itself_loses_log_2(model, task, rows, log_probs_of
     assert losses.total.weight == 3
     assert losses.parts["margin"].mean == pytest.approx(0, abs=1e-5)
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients["talker"])) > 0
+    words = np.array(gradients["thinker"]["embed"].pop("embedding"))
+    assert np.flatnonzero(words.any(axis=1)).tolist() == [VOICE]  # the voice is the Talker's own
     for frozen in ("thinker", "audio_encoder", "vision_encoder"):  # detached
         jax.tree.map(lambda gradient: np.testing.assert_array_equal(gradient, 0), gradients[frozen])
 

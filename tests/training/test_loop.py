@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -246,6 +247,12 @@ def test_a_profile_is_taken_of_the_steps_named_and_when_a_file_asks(tmp_path, mo
         profiler(13)
     assert events == [1, 2, 3, "start", 4, 5, "stop", 6, 7, "start", 8, 9, 10, 11, 12, "stop", "start", "stop"]
     assert not (tmp_path / "profile.now").exists()
+    (tmp_path / "profile.now").touch()
+    hosts, events = [Profiler(tmp_path), Profiler(tmp_path)], events[:0]
+    monkeypatch.setattr(Path, "exists", lambda path: True)  # what both may have seen before one removed it
+    for host in hosts:
+        host(1)
+    assert [host._last for host in hosts] == [5, None]
     assert parse_steps("10:15") == (10, 15)
     with pytest.raises(ConfigError, match="not of the form 10:15"):
         parse_steps("15:10")

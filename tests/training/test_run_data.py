@@ -2,16 +2,17 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
 from input_pipeline.training_batch import RowShape
-from omni_jax.errors import DataError
+from omni_jax.errors import ConfigError, DataError
 from omni_jax.training.run import Rows
 from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
 from omni_jax.training.run_data import Conversations
-from omni_jax.training.run_stages import ThinkerStage
+from omni_jax.training.run_stages import DpoStage, ThinkerStage
 
 ROWS = Rows(2, slice(0, 2), 1)
 
@@ -55,6 +56,19 @@ def test_too_much_that_is_broken_ends_the_run_before_it_begins(tmp_path, tiny_ch
 def test_samples_that_are_too_long_are_not_broken(tmp_path, tiny_checkpoint):
     long = talk("word " * 200)
     assert seen(opened(tmp_path, tiny_checkpoint, [talk("Yes."), long, long], corrupt_share=0.0))
+
+
+def test_pairs_of_another_reference_policy_are_refused(tmp_path, tiny_checkpoint):
+    policy = {"checkpoint": "/somewhere/else", "digest": "0123456789abcdef", "dtype": "float32"}
+    pair = {"type": "speech", "voice": "Chelsie", "chosen": [1, 2], "rejected": [3], "reference": [-1.0, -2.0]}
+    lines = [talk([{"type": "text", "text": "Yes."}, pair | {"reference_by": policy}])] * 4
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = DataConfig((SourceConfig(str(file)),), RowShape(tokens=64, speech=64, pairs=2), 2, workers=0)
+    for stage in (DpoStage(), DpoStage(other_reference=True)):
+        config = RunConfig(stage, str(tiny_checkpoint[1]), str(tmp_path / "out"), data)
+        with nullcontext() if stage.other_reference else pytest.raises(ConfigError, match="/somewhere/else .01234567"):
+            stage.open_data(config, {"Chelsie": 1113})(data.sources, ROWS).close()
 
 
 def test_the_thinker_learns_the_words_of_spoken_answers(tmp_path, tiny_checkpoint):

@@ -9,7 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from input_pipeline.speech_batch import coded_speech, mel_blocks, transcribed_speech, utf8_labels
+from input_pipeline.speech_batch import (
+    coded_row,
+    empty_coded_row,
+    empty_transcribed_row,
+    mel_blocks,
+    stacked,
+    transcribed_row,
+    utf8_labels,
+)
 from omni_jax.config import ProcessorConfig
 from omni_jax.errors import ConfigError, DataError
 from omni_jax.models import speech_tokenizer as tokenizer
@@ -32,8 +40,9 @@ def toned_clips(folder, count, seed):
     clips = []
     for i in range(count):
         codes = rng.integers(0, TONES, 100 if i % 2 == 0 else 73)
-        clips.append((recorded(folder, f"{seed}_{i}", sound_of_codes(codes, seed=i), 16000), codes))
-    return coded_speech(clips, 1, PROCESSOR)
+        sound = recorded(folder, f"{seed}_{i}", sound_of_codes(codes, seed=i), 16000)
+        clips.append(coded_row(sound, codes, 1, PROCESSOR))
+    return stacked(clips)
 
 
 def test_a_decoder_is_inverted_on_the_clips_it_learnt_from_and_on_new_ones(tmp_path):
@@ -51,7 +60,7 @@ def test_a_decoder_is_inverted_on_the_clips_it_learnt_from_and_on_new_ones(tmp_p
 def test_text_is_recognised_from_the_codes_and_the_mel_restored(tmp_path):
     texts = ([3, 3, 7, 1, 30, 12, 12], [9, 2, 4, 4, 8])  # equal neighbours need a blank between them
     sounds = [recorded(tmp_path, str(i), voice(s, 16000, seed=i), 16000) for i, s in enumerate((2.0, 1.3))]
-    batch = transcribed_speech([(sound, sound, text) for sound, text in zip(sounds, texts)], 1, 8, PROCESSOR)
+    batch = stacked([transcribed_row(sound, sound, text, 1, 8, PROCESSOR) for sound, text in zip(sounds, texts)])
     task = ScratchTask(SCRATCH, remat="none")
     params, means = fit(task.loss, fresh(SCRATCH), batch, steps=200, learning_rate=4e-3, warmup=50)
     assert means["mel"] < 0.7  # of a mel that lies 1.2 from its own mean, as the next test says
@@ -112,19 +121,48 @@ def test_padding_rows_and_places_without_a_code_change_nothing(tmp_path):
     np.testing.assert_allclose([padded.loss, padded.weight], [unlabelled.loss, 173], rtol=1e-5)
 
 
+@pytest.mark.parametrize("route", ["inversion", "scratch"])
+def test_rows_of_padding_change_neither_the_loss_nor_its_gradient(route):
+    if route == "inversion":
+        task, none = InversionTask(INVERSION, remat="none"), empty_coded_row(1, PROCESSOR)
+        (row,) = (coded_row(sound_of_codes(codes), codes, 1, PROCESSOR) for codes in [np.arange(73) % TONES])
+    else:
+        task, none = ScratchTask(SCRATCH, remat="none"), empty_transcribed_row(1, 8, PROCESSOR)
+        sound = voice(1.3, 16000)
+        row = transcribed_row(sound, sound, [3, 3, 7], 1, 8, PROCESSOR)
+    params = fresh(task.config)
+    slopes = jax.jit(jax.grad(lambda params, batch: task.loss(params, batch).total.mean))
+    losses = jax.jit(task.loss)
+    alone, beside = losses(params, stacked([row, row])), losses(params, stacked([row, none]))
+    assert beside.total.weight * 2 == alone.total.weight
+    np.testing.assert_allclose(beside.total.mean, alone.total.mean, rtol=1e-5)
+    for ours, other in zip(*(jax.tree.leaves(slopes(params, stacked([row, each]))) for each in (none, row))):
+        np.testing.assert_allclose(ours, other, atol=1e-3 * np.abs(other).max() + 1e-7)
+    nothing = stacked([none, none])
+    assert losses(params, nothing).total.mean == 0
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(slopes(params, nothing)))
+
+
 def test_a_task_of_the_other_route_is_refused():
     with pytest.raises(ConfigError, match="route scratch, not inversion"):
         InversionTask(SCRATCH)
 
 
+def test_levels_that_do_not_make_the_codes_are_refused():
+    with pytest.raises(ConfigError, match=r"levels = \[8, 8\] make 64 codes, num_codes is 8192"):
+        ScratchTask(dataclasses.replace(SCRATCH, levels=(8, 8)))
+    with pytest.raises(ConfigError, match="two levels at least"):
+        ScratchTask(dataclasses.replace(SCRATCH, levels=(8192, 1)))
+
+
 def test_sound_that_does_not_fit_its_codes_or_row_is_refused():
     sound = voice(1.0, 16000)
     with pytest.raises(DataError, match="50.0 codes long, but 40 codes"):
-        coded_speech([(sound, np.zeros(40, int))], 1, PROCESSOR)
+        coded_row(sound, np.zeros(40, int), 1, PROCESSOR)
     with pytest.raises(DataError, match="300 mel frames, over the 200"):
         mel_blocks(voice(3.0, 16000), 1, PROCESSOR)
-    with pytest.raises(DataError, match="all above 0"):
-        transcribed_speech([(sound, sound, [1, 0])], 1, 8, PROCESSOR)
+    with pytest.raises(DataError, match="all be above 0"):
+        transcribed_row(sound, sound, [1, 0], 1, 8, PROCESSOR)
 
 
 def test_a_text_of_any_script_has_labels():

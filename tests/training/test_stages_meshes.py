@@ -9,9 +9,6 @@ import pytest
 
 from tests.training.stages import CHEAP, lay_out, run_in_child
 
-# Written at the end of a session and not yet seen to pass on a fresh clone: not in `make test` until then.
-pytestmark = pytest.mark.slow
-
 MODULE = "tests.training.stages_meshes"
 
 

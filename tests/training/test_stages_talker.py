@@ -10,9 +10,6 @@ import pytest
 
 from tests.training.stages import lay_out, parameters, run_in_child
 
-# Written at the end of a session and not yet seen to pass on a fresh clone: not in `make test` until then.
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_checkpoint) -> Path:

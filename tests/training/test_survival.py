@@ -19,14 +19,17 @@ STEPS = 40
 SCRIPT = Path(survival_run.__file__)
 
 
-def launch(output: Path, signals: str = "", processes: int = 1) -> list[dict]:
-    """What became of each start; the last may end, the others get a signal."""
+def launch(output: Path, signals: str = "", processes: int = 1, *, steps: int = STEPS, **options: str) -> list[dict]:
+    """What became of each start; the last may end, the others get a signal. Options are those of the script."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION")}
     environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
     environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    command = [sys.executable, str(SCRIPT), str(output), str(STEPS), "--signals", signals]
+    if "kind" in options:  # of a real model: compiled once, not at each start
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(output.parent / "xla")
+    command = [sys.executable, str(SCRIPT), str(output), str(steps), "--signals", signals]
     command += ["--processes", str(processes), "--seconds-per-step", "0.05"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    command += [part for name, value in options.items() for part in (f"--{name}", value)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr[-3000:]
     attempts = json.loads(done.stdout.splitlines()[-1])
     assert attempts[-1]["statuses"] == [0] * processes, (output / "log-0").read_text()[-3000:]
@@ -51,15 +54,15 @@ def whole(tmp_path_factory) -> dict[int, Path]:
     return folders
 
 
-def same_steps_on_the_same_examples(output: Path, undisturbed: Path) -> None:
+def same_steps_on_the_same_examples(output: Path, undisturbed: Path, steps: int = STEPS) -> None:
     """Whenever a step was made, it was with its own examples; each example has its place in one step only."""
     wanted = dict(made(undisturbed))
-    assert list(wanted) == list(range(1, STEPS + 1))
+    assert list(wanted) == list(range(1, steps + 1))
     assert all(wanted[step] == ids for step, ids in made(output))
     # what counts of the killed runs: for each step the last time that it was made
     assert dict(made(output)) == wanted
     seen = [each for ids in dict(made(output)).values() for each in ids]
-    assert len(seen) == len(set(seen)) == STEPS * len(wanted[1])
+    assert len(seen) == len(set(seen)) == sum(map(len, wanted.values()))
 
 
 def test_ten_kills_at_random_moments_change_nothing(tmp_path, whole):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from input_pipeline.speech_batch import SoundedMel, sounded_mel
+from input_pipeline.speech_batch import SoundedMel, empty_sounded_row, sounded_row, stacked
 from omni_jax.config import BigVGANConfig, DiscriminatorConfig
 from omni_jax.errors import ConfigError
 from omni_jax.layers.spectrogram import log_mel
@@ -35,7 +35,7 @@ TASK = VocoderTask(VOCODER, JUDGES, segment=16)
 def batch(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sounds")
     sounds = [recorded(folder, str(i), voice(s, 24000, seed=i), 24000) for i, s in enumerate((0.3, 0.22))]
-    return jax.tree.map(jnp.asarray, sounded_mel(sounds, 30))
+    return jax.tree.map(jnp.asarray, stacked([sounded_row(sound, 30) for sound in sounds]))
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +50,20 @@ def params():
 
 
 @pytest.fixture(scope="module")
-def gradients(params, batch):
-    """Gradients of the whole loss and of two of its parts."""
+def slopes():
+    """Gradients, of the whole loss and of two of its parts, with those means."""
 
-    def means(params):
+    def means(params, batch):
         losses = TASK.loss(params, batch, jax.random.key(0))
-        return jnp.stack([losses.total.mean, losses.parts["adversarial"].mean, losses.parts["discriminator"].mean])
+        found = jnp.stack([losses.total.mean, losses.parts["adversarial"].mean, losses.parts["discriminator"].mean])
+        return found, found
 
-    rows = jax.jit(jax.jacrev(means))(params)
+    return jax.jit(jax.jacrev(means, has_aux=True))
+
+
+@pytest.fixture(scope="module")
+def gradients(params, batch, slopes):
+    rows, _ = slopes(params, batch)
     total, adversarial, discriminator = (jax.tree.map(itemgetter(i), rows) for i in range(3))
     return {None: total, "adversarial": adversarial, "discriminator": discriminator}
 
@@ -116,6 +122,16 @@ def test_a_row_of_no_length_does_not_count(params, batch):
     other = loss(params, other, jax.random.key(0))
     assert one.total.weight == other.total.weight == 1
     np.testing.assert_allclose(one.total.loss, other.total.loss, rtol=1e-5)
+
+
+def test_rows_of_padding_leave_gradients_finite(params, batch, slopes):
+    """Silence must have a slope, though a logarithm and a root are taken of it."""
+    padding = empty_sounded_row(30)
+    empty = jax.tree.map(lambda leaf, none: leaf.at[1].set(none), batch, padding)
+    gradient, means = slopes(params, empty)
+    assert means[0] > 0 and all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(gradient))
+    gradient, means = slopes(params, stacked([padding, padding]))
+    assert (means == 0).all() and all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradient))
 
 
 def test_a_piece_too_short_for_the_longest_transform_is_refused():
