@@ -1,4 +1,6 @@
-"""Named configurations: the two published models, and a tiny one for tests."""
+"""Named configurations: the two published models, one that two processor cores can train, and a tiny one for tests."""
+
+from dataclasses import replace
 
 from omni_jax import config as C
 from omni_jax.errors import ConfigError
@@ -105,6 +107,55 @@ def _tiny() -> C.OmniConfig:
     return C.OmniConfig(thinker, talker, C.Token2WavConfig(dit, vocoder))
 
 
+def _omni_tiny() -> C.OmniConfig:
+    """Small enough to be trained on two processor cores: examples/omni_tiny. A few million parameters a part."""
+    ids = _tiny()
+    audio = C.AudioEncoderConfig(
+        d_model=192, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=768, output_dim=256
+    )
+    vision = C.VisionEncoderConfig(
+        depth=4,
+        hidden_size=128,
+        intermediate_size=352,
+        num_heads=4,
+        out_hidden_size=256,
+        fullatt_block_indexes=(1, 3),
+    )
+    decoder = dict(intermediate_size=704, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4)
+    sections = (4, 6, 6)
+    text = C.TextConfig(vocab_size=1280, hidden_size=256, mrope_section=sections, **decoder)
+    thinker = replace(ids.thinker_config, audio_config=audio, vision_config=vision, text_config=text)
+    talker = replace(
+        ids.talker_config,
+        vocab_size=1024,
+        embedding_size=256,
+        hidden_size=256,
+        head_dim=32,
+        mrope_section=sections,
+        tts_codec_start_token_id=1005,
+        tts_codec_end_token_id=1006,
+        tts_codec_pad_token_id=1004,
+        tts_codec_mask_token_id=1008,
+        **decoder,
+    )
+    dit = C.DiTConfig(
+        hidden_size=256,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        head_dim=64,
+        emb_dim=128,
+        look_ahead_layers=(4,),
+        look_backward_layers=(0, 6),
+        num_embeds=1001,
+        enc_channels=(64, 64, 64, 64, 192),
+        enc_attention_channels=32,
+        enc_se_channels=32,
+        enc_dim=64,
+    )
+    vocoder = replace(ids.token2wav_config.bigvgan_config, upsample_initial_channel=128)
+    return C.OmniConfig(thinker, talker, C.Token2WavConfig(dit, vocoder))
+
+
 _PRESETS = {
     "qwen2.5-omni-7b": lambda: _published(
         vocab=152064,
@@ -142,6 +193,7 @@ _PRESETS = {
             mrope_section=(16, 16, 0),
         ),
     ),
+    "omni-tiny": _omni_tiny,
     "tiny": _tiny,
 }
 NAMES = tuple(_PRESETS)
@@ -161,6 +213,15 @@ def preset(name: str) -> C.OmniConfig:
 # Speech tokenizers, whose size no publication states: "large" has the size of Whisper-large, as its sibling has.
 _TOKENIZERS = {
     "large": dict(d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120),
+    "omni-tiny": dict(
+        d_model=192,
+        encoder_layers=4,
+        encoder_attention_heads=6,
+        encoder_ffn_dim=768,
+        quantizer_layer=2,
+        decoder_channels=128,
+        levels=(8, 5, 5, 5),
+    ),
     "tiny": dict(
         d_model=64,
         encoder_layers=3,
@@ -185,5 +246,7 @@ def speech_tokenizer_preset(name: str, route: str = "inversion") -> C.SpeechToke
         raise ConfigError(f"There is no speech tokenizer {name!r}. Presets: {', '.join(TOKENIZER_NAMES)}.")
     if route not in C.TOKENIZER_ROUTES:
         raise ConfigError(f"There is no route {route!r} to speech codes. Routes: {', '.join(C.TOKENIZER_ROUTES)}.")
-    num_codes = 128 if (name, route) == ("tiny", "inversion") else 8192
+    num_codes = {("tiny", "inversion"): 128, ("omni-tiny", "scratch"): 1000, ("omni-tiny", "inversion"): 1000}.get(
+        (name, route), 8192
+    )
     return C.SpeechTokenizerConfig(route=route, num_codes=num_codes, **_TOKENIZERS[name])

@@ -1,0 +1,1 @@
+"""Worked examples; the library depends on none of them."""

@@ -1,0 +1,42 @@
+"""How much of everything is made."""
+
+from dataclasses import dataclass, fields, replace
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """Numbers of files or lines. The time goes into Kokoro, 1.5 s a clip on one processor, and joe, 0.25 s."""
+
+    talker_fast: int = 1500
+    """Sentences that heart and joe read, each."""
+    talker_kokoro: int = 400
+    """Sentences that emma and onyx read, each; the first of the same ones."""
+    hearing_fast: int = 7200
+    """Clips of the nine fast voices, to hear."""
+    hearing_kokoro: int = 600
+    """Clips of Kokoro's voices and of speakers between two of them, to hear."""
+    questions: int = 8
+    """Speakers that ask each question in each wording."""
+    digits: int = 60
+    """Times that each single digit is said."""
+    human: int = 3000
+    """Strings of human digits, over all speakers."""
+    digit_pictures: int = 30_000
+    shape_pictures: int = 12_000
+    films: int = 4000
+    chats: int = 24_000
+    """Conversations for instruction tuning."""
+    texts: int = 4000
+    """Plain texts."""
+    hard: int = 400
+    """Texts that are hard to say, as prompts for preferences."""
+    tests: int = 1
+    """Tests have fixed sizes; 0 makes none."""
+
+    def scaled(self, scale: float) -> "Amounts":
+        """All training amounts times `scale`, at least a few of each."""
+        if scale == 1:
+            return self
+        least = {"questions": 1, "digits": 4}
+        number = {f.name: max(round(getattr(self, f.name) * scale), least.get(f.name, 8)) for f in fields(self)}
+        return replace(self, **(number | {"tests": self.tests}))

@@ -1,0 +1,245 @@
+"""What pictures, films and sounds there are, with the facts about each: recipes only, nothing is made here.
+
+A picture: {"recipe": {...}, "path": "pictures/...", "facts": {"seen": "four seven", "colour": "red"}}
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from examples.omni_tiny.chance import generator, pick
+from examples.omni_tiny.films import film_path
+from examples.omni_tiny.packages import FSDD_SPEAKERS, TRAIN_TAKES
+from examples.omni_tiny.pictures import HELD_OUT_STYLE, INKS, STYLES, picture_path
+from examples.omni_tiny.questions import SOUNDS, all_questions
+from examples.omni_tiny.sentences import (
+    COLOURS,
+    DIGITS,
+    SHAPES,
+    WAYS,
+    digit_string,
+    digit_words,
+    is_test,
+    reading_text,
+)
+from examples.omni_tiny.speech import speech_path
+from examples.omni_tiny.voices import FAST, KOKORO
+
+HELD_OUT_DIGITS = 1000  # the first of `packages.handwriting`
+HEARING_RATE, TALKER_RATE = 16_000, 24_000
+_LIGHT, _DARK = ("white", "cream"), ("black", "navy")
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One file: how it is made, where it lies, and what is known about it (see `questions.answer`)."""
+
+    recipe: Mapping[str, Any]
+    path: str
+    facts: Mapping[str, Any]
+
+
+def said(recipe: Mapping[str, Any], **facts: Any) -> Medium:
+    return Medium(recipe, speech_path(recipe), facts)
+
+
+# Sounds
+
+
+def hearing_clip(seed: int, index: int, *, kokoro: bool) -> Medium:
+    """Somebody says digits or a sentence, at some pace and pitch, in a room or through a telephone."""
+    rng = generator(seed, "hearing kokoro" if kokoro else "hearing", index)
+    text = training_text(rng)
+    return said(heard_recipe(rng, text, kokoro=kokoro), text=text)
+
+
+def training_text(rng: np.random.Generator) -> str:
+    while True:
+        text = digit_string(rng) if rng.random() < 0.45 else reading_text(rng)
+        if not is_test(text):
+            return text
+
+
+def heard_recipe(rng: np.random.Generator, text: str, *, kokoro: bool) -> dict[str, Any]:
+    """A voice to hear, changed: most clips are warped into another speaker, and half are noisy."""
+    voice = _kokoro_speaker(rng) if kokoro else FAST[int(rng.choice(len(FAST), p=_FAST_SHARES))]
+    recipe = {
+        "voice": voice,
+        "text": text,
+        "rate": HEARING_RATE,
+        "speed": round(float(rng.uniform(0.85, 1.2)), 2),
+        "warp": round(float(1.15 ** rng.uniform(-1, 1)), 3),
+        "changed": int(rng.integers(2**31)) if rng.random() < 0.6 else None,
+    }
+    if voice.startswith("pico"):
+        recipe["pitch"] = round(float(rng.uniform(0.75, 1.2)), 2)
+    return recipe
+
+
+_weights = np.array([0.35 if voice == "joe" else 1.0 for voice in FAST])  # joe takes ten times as long as the others
+_FAST_SHARES = _weights / _weights.sum()
+
+
+def _kokoro_speaker(rng: np.random.Generator) -> str:
+    """One of the voices, or half of the time the speaker between two of the same accent."""
+    first, second = pick(rng, KOKORO), pick(rng, KOKORO)
+    mixed = rng.random() < 0.5 and first != second and (first[0] == "b") == (second[0] == "b")
+    return f"kokoro:{first}+{second}" if mixed else f"kokoro:{first}"
+
+
+def spoken_questions(seed: int, speakers: int) -> dict[str, list[Medium]]:
+    """Each wording of each question, asked by `speakers` of the voices to hear; of eight, one is Kokoro's."""
+    found: dict[str, list[Medium]] = {}
+    for number, text in enumerate(all_questions()):
+        found[text] = []
+        for index in range(speakers):
+            rng = generator(seed, "questions", 1000 * number + index)
+            found[text].append(said(heard_recipe(rng, text, kokoro=index % 8 == 7), text=text))
+    return found
+
+
+def spoken_digits(seed: int, times: int) -> list[Medium]:
+    """Each single digit, said `times` times by voices to hear; of twelve, one is Kokoro's."""
+    found = []
+    for digit, word in enumerate(DIGITS):
+        for index in range(times):
+            rng = generator(seed, "digits", 1000 * digit + index)
+            recipe = heard_recipe(rng, f"{word.capitalize()}.", kokoro=index % 12 == 11)
+            found.append(said(recipe, text=word, heard=word))
+    return found
+
+
+def human_strings(seed: int, count: int, speaker: str, takes: Sequence[int], most: int = 5) -> list[Medium]:
+    """Digits that one person says, joined; the recordings have 8 kHz, and some get a room and noise besides."""
+    found = []
+    for index in range(count):
+        rng = generator(seed, f"human {speaker} {min(takes)}", index)
+        digits = [int(rng.integers(10)) for _ in range(int(rng.integers(1, most + 1)))]
+        while is_test(digit_words(digits)):
+            digits = [int(rng.integers(10)) for _ in digits]
+        changed = int(rng.integers(2**31)) if rng.random() < 0.6 else None
+        found.append(human_string(digits, speaker, [pick(rng, takes) for _ in digits], rng, changed))
+    return found
+
+
+def human_string(
+    digits: Sequence[int], speaker: str, takes: Sequence[int], rng: np.random.Generator, changed: int | None = None
+) -> Medium:
+    recipe = {
+        "human": [f"{digit}_{speaker}_{take}" for digit, take in zip(digits, takes, strict=True)],
+        "gaps": [round(float(rng.uniform(0.02, 0.3)), 2) for _ in digits[1:]],
+        "rate": HEARING_RATE,
+        "changed": changed,
+    }
+    words = digit_words(list(digits))
+    return said(recipe, text=words, heard=words, speaker=speaker)
+
+
+def human_training(seed: int, count: int) -> dict[str, list[Medium]]:
+    """By speaker, so that each can be left out."""
+    return {who: human_strings(seed, count // len(FSDD_SPEAKERS), who, TRAIN_TAKES) for who in FSDD_SPEAKERS}
+
+
+# Pictures
+
+
+def digit_picture(
+    seed: int,
+    index: int,
+    labels: np.ndarray,
+    *,
+    places: range,
+    length: int | None = None,
+    group: str = "digit pictures",
+) -> Medium:
+    """Handwritten digits out of `places`; half of the pictures have one, the others up to four."""
+    rng = generator(seed, group, index)
+    if length is None:
+        length = 1 if rng.random() < 0.5 else int(rng.integers(2, 5))
+    digits = [int(places[int(rng.integers(len(places)))]) for _ in range(length)]
+    return written(rng, digits, labels)
+
+
+def written(rng: np.random.Generator, digits: Sequence[int], labels: np.ndarray) -> Medium:
+    ink, ground = ("white", "black") if rng.random() < 0.25 else _contrast(rng, INKS)
+    recipe = {
+        "digits": list(digits),
+        "width": 56 if len(digits) == 1 else 112,
+        "ink": ink,
+        "ground": ground,
+        "seed": int(rng.integers(2**31)),
+    }
+    return Medium(recipe, picture_path(recipe), {"seen": digit_words([labels[d] for d in digits]), "colour": ink})
+
+
+def shape_picture(seed: int, index: int, *, styles: Sequence[str] = STYLES, group: str = "shape pictures") -> Medium:
+    rng = generator(seed, group, index)
+    colour, ground = _contrast(rng, COLOURS)
+    facts = {"shape": pick(rng, tuple(SHAPES)), "colour": colour, "count": int(rng.integers(1, 6))}
+    recipe = {**facts, "ground": ground, "style": pick(rng, styles), "seed": int(rng.integers(2**31))}
+    return Medium(recipe, picture_path(recipe), facts)
+
+
+def held_out_shape(seed: int, index: int) -> Medium:
+    return shape_picture(seed, index, styles=(HELD_OUT_STYLE,), group="held-out shapes")
+
+
+def _contrast(rng: np.random.Generator, inks: Sequence[str]) -> tuple[str, str]:
+    """Ink and ground that can be told apart."""
+    ground = pick(rng, _LIGHT + _DARK)
+    hidden = ("white", "yellow") if ground in _LIGHT else ("black", "blue", "purple")
+    return pick(rng, [ink for ink in inks if ink not in hidden]), ground
+
+
+# Films
+
+
+def film(
+    seed: int, index: int, labels: np.ndarray, *, places: range, digits: Sequence[Medium], group: str = "films"
+) -> Medium:
+    """A digit that moves, and a digit that is said (half of the time the same one) or another sound.
+
+    In half of the films the digit appears later or the sound begins later, by 0.8 s or more.
+    """
+    rng = generator(seed, group, index)
+    place = int(places[int(rng.integers(len(places)))])
+    facts: dict[str, Any] = {"seen": DIGITS[labels[place]], "way": pick(rng, WAYS)}
+    seconds = float(rng.choice([2.0, 2.5, 3.0, 3.5, 4.0]))
+    if rng.random() < 0.65:
+        same = rng.random() < 0.5
+        wanted = [m for m in digits if (m.facts["heard"] == facts["seen"]) == same]
+        chosen = pick(rng, wanted)
+        sound, facts["heard"] = chosen.path, chosen.facts["heard"]
+        if "speaker" in chosen.facts:
+            facts["speaker"] = chosen.facts["speaker"]
+    else:
+        sound = facts["sound"] = pick(rng, tuple(SOUNDS))
+    if rng.random() < 0.5:
+        facts["first"] = pick(rng, ("picture", "sound"))
+        seconds = max(seconds, 3.0)
+        early = float(rng.uniform(0.0, seconds - 2.2))
+        late = float(rng.uniform(early + 0.8, seconds - 1.2))
+        appears, at = (early, late) if facts["first"] == "picture" else (late, early)
+    else:
+        appears, at = 0.0, float(rng.uniform(0.0, seconds - 1.2))
+    ink, ground = _contrast(rng, INKS)
+    recipe = {
+        "digit": place,
+        "way": facts["way"],
+        "appears": round(appears, 1),
+        "sound": sound,
+        "at": round(at, 2),
+        "seconds": seconds,
+        "ink": ink,
+        "ground": ground,
+        "seed": int(rng.integers(2**31)),
+    }
+    return Medium(recipe, film_path(recipe), facts)
+
+
+def without(medium: Medium, what: str) -> Medium:
+    """The same film "mute" or "blank"."""
+    recipe = {**medium.recipe, what: True}
+    return Medium(recipe, film_path(recipe), medium.facts)

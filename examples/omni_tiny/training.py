@@ -1,0 +1,201 @@
+"""All that is learnt from: which media there are, and the lines of each stage.
+
+What a line says is a function of seed, amounts and the line's number.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from examples.omni_tiny import chats, media
+from examples.omni_tiny.amounts import Amounts
+from examples.omni_tiny.chance import generator, pick
+from examples.omni_tiny.chats import Line, Media, Message
+from examples.omni_tiny.media import HELD_OUT_DIGITS, TALKER_RATE, Medium, said
+from examples.omni_tiny.questions import answer
+from examples.omni_tiny.sentences import DIGITS, hard_text, is_test, normal_words, reading_text, texts
+from examples.omni_tiny.voices import TALKER
+
+REFERENCES = 8  # recordings of each voice that may show it to Token2Wav; the first is the one of voices.json
+
+
+@dataclass
+class Training:
+    """Media and lines. `labels`: of `packages.handwriting`."""
+
+    seed: int
+    amounts: Amounts
+    labels: np.ndarray
+
+    @cached_property
+    def hearing(self) -> list[Medium]:
+        fast = [media.hearing_clip(self.seed, i, kokoro=False) for i in range(self.amounts.hearing_fast)]
+        return fast + [media.hearing_clip(self.seed, i, kokoro=True) for i in range(self.amounts.hearing_kokoro)]
+
+    @cached_property
+    def questions(self) -> dict[str, list[Medium]]:
+        return media.spoken_questions(self.seed, self.amounts.questions)
+
+    @cached_property
+    def digits(self) -> list[Medium]:
+        return media.spoken_digits(self.seed, self.amounts.digits)
+
+    @cached_property
+    def human(self) -> dict[str, list[Medium]]:
+        return media.human_training(self.seed, self.amounts.human)
+
+    @cached_property
+    def digit_pictures(self) -> list[Medium]:
+        places, count = range(HELD_OUT_DIGITS, len(self.labels)), self.amounts.digit_pictures
+        return [media.digit_picture(self.seed, index, self.labels, places=places) for index in range(count)]
+
+    @cached_property
+    def shape_pictures(self) -> list[Medium]:
+        return [media.shape_picture(self.seed, index) for index in range(self.amounts.shape_pictures)]
+
+    @cached_property
+    def films(self) -> list[Medium]:
+        places = range(HELD_OUT_DIGITS, len(self.labels))
+        return [
+            media.film(self.seed, index, self.labels, places=places, digits=self.digits)
+            for index in range(self.amounts.films)
+        ]
+
+    @cached_property
+    def media(self) -> Media:
+        digits = set(DIGITS)
+        strings = []
+        for clip in self.hearing:
+            heard = normal_words(clip.facts["text"])
+            if len(heard) <= 4 and set(heard) <= digits:
+                strings.append(Medium(clip.recipe, clip.path, {"heard": " ".join(heard)}))
+        return Media(
+            self.digit_pictures, self.shape_pictures, self.films, self.questions, strings + self.digits, self.digits
+        )
+
+    @cached_property
+    def readings(self) -> list[tuple[str, list[Message]]]:
+        """What the Talker's voices read, with the conversation that it ends: two of five are answers, the others are
+        read because the user asks for it. No text comes twice."""
+        wanted, found = self.amounts.talker_fast, {}
+        for place, word in enumerate(DIGITS):
+            rng = generator(self.seed, "digit answers", place)
+            clip = pick(rng, [clip for clip in self.digits if clip.facts["heard"] == word])
+            found[answer("repeat", clip.facts)[0]] = chats.turns(rng, self.media, clip, ["repeat"])
+        for kind in ("who", "hello", "help"):
+            talk = chats.turns(generator(self.seed, kind), self.media, None, [kind])
+            found[talk[-1]["content"]] = talk
+        index = 0
+        while len(found) < wanted:
+            rng = generator(self.seed, "readings", index)
+            talk = chats.chat(rng, self.media) if rng.random() < 0.4 else chats.reading(rng, reading_text(rng))
+            text = talk[-1]["content"]
+            if not is_test(text) and text not in found:
+                found[text] = talk
+            index += 1
+        return list(found.items())[:wanted]
+
+    @cached_property
+    def talker(self) -> dict[str, list[Medium]]:
+        """Recordings of each voice, of the first of the readings."""
+        amounts = {"heart": self.amounts.talker_fast, "joe": self.amounts.talker_fast}
+        found = {}
+        for voice, engine in TALKER.items():
+            count = amounts.get(voice, self.amounts.talker_kokoro)
+            recipes = [{"voice": engine, "text": text, "rate": TALKER_RATE} for text, _ in self.readings[:count]]
+            found[voice] = [said(recipe, text=recipe["text"]) for recipe in recipes]
+        return found
+
+    def groups(self) -> dict[str, list[Medium]]:
+        """What is made, by group; sounds come before the films that use them."""
+        return {
+            "talker": [clip for clips in self.talker.values() for clip in clips],
+            "questions": [clip for clips in self.questions.values() for clip in clips],
+            "digits": self.digits,
+            "hearing": self.hearing,
+            "human": [clip for clips in self.human.values() for clip in clips],
+            "pictures": [*self.digit_pictures, *self.shape_pictures],
+            "films": self.films,
+        }
+
+    def lines(self) -> dict[str, Iterator[Line]]:
+        """The lines of each file, by its name without ending."""
+        found = {
+            "audio_text": _talks(chats.transcription(clip) for clip in self._heard()),
+            "image_text": _talks(chats.caption(each) for each in (*self.digit_pictures, *self.shape_pictures)),
+            "video_audio": _talks(chats.caption(film) for film in self.films),
+            "text": self._texts(),
+            "sft": _talks(self._chats()),
+            "read_aloud": _talks(self._reading_chats()),
+            "hard_prompts": _talks(self._hard()),
+            "transcribed": ({"audio": clip.path, "text": clip.facts["text"]} for clip in self._heard()),
+            "recordings": ({"audio": clip.path} for clips in self.talker.values() for clip in clips),
+            "voiced": self._voiced(),
+        }
+        for who, clips in self.human.items():
+            found[f"audio_text_{who}"] = _talks(chats.transcription(clip) for clip in clips)
+            found[f"sft_{who}"] = _talks(self._human_chats(who))
+        for voice in TALKER:
+            found[f"spoken_{voice}"] = _talks(self._spoken(voice))
+        return found
+
+    def _heard(self) -> Iterator[Medium]:
+        """All synthetic speech: what was made to be heard, single digits, questions, and the Talker's voices."""
+        groups = self.groups()
+        for name in ("hearing", "digits", "questions", "talker"):
+            yield from groups[name]
+
+    def _texts(self) -> Iterator[Line]:
+        for text, _ in zip(texts(reading_text, self.seed, "texts", test=False), range(self.amounts.texts)):
+            yield {"text": text}
+
+    def _chats(self) -> Iterator[list[Message]]:
+        for index in range(self.amounts.chats):
+            yield chats.chat(generator(self.seed, "chats", index), self.media)
+
+    def _reading_chats(self) -> Iterator[list[Message]]:
+        """The Thinker writes what it is asked to say."""
+        for index in range(self.amounts.chats // 6):
+            rng = generator(self.seed, "reading chats", index)
+            text = hard_text(rng) if rng.random() < 0.2 else reading_text(rng)
+            if not is_test(text):
+                yield chats.reading(rng, text)
+
+    def _human_chats(self, who: str) -> Iterator[list[Message]]:
+        """A person's digits are repeated, or compared with a picture."""
+        for index, clip in enumerate(self.human[who]):
+            rng = generator(self.seed, f"human chats {who}", index)
+            if len(clip.recipe["human"]) == 1 and rng.random() < 0.5:
+                yield chats.same_number(rng, self.media, clip, pick(rng, self.digit_pictures))
+            else:
+                yield chats.turns(rng, self.media, clip, ["repeat"])
+
+    def _spoken(self, voice: str) -> Iterator[list[Message]]:
+        for (text, talk), clip in zip(self.readings, self.talker[voice], strict=False):
+            yield [*talk[:-1], chats.assistant(text, voice, clip.path)]
+
+    def _hard(self) -> Iterator[list[Message]]:
+        for index, text in zip(range(self.amounts.hard), texts(hard_text, self.seed, "hard", test=False)):
+            rng = generator(self.seed, "hard prompts", index)
+            yield chats.reading(rng, reading_text(rng) if index % 4 == 3 else text)
+
+    def references(self, voice: str) -> list[Medium]:
+        """Recordings that show a voice: the longest of the first hundred texts."""
+        return sorted(self.talker[voice][:100], key=lambda clip: -len(clip.facts["text"]))[:REFERENCES]
+
+    def _voiced(self) -> Iterator[Line]:
+        """Recordings with a voice's vector and another recording of it; `omni-jax speech-codes` adds the codes."""
+        for voice, clips in self.talker.items():
+            references = self.references(voice)
+            for index, clip in enumerate(clips):
+                shown = [each for each in references if each.path != clip.path] or [clip]
+                reference = pick(generator(self.seed, f"reference {voice}", index), shown)
+                line: dict[str, Any] = {"audio": clip.path, "text": clip.facts["text"]}
+                yield line | {"reference": reference.path, "speaker": f"voices/{voice}.npy", "voice": voice}
+
+
+def _talks(conversations) -> Iterator[Line]:
+    return ({"messages": messages} for messages in conversations)

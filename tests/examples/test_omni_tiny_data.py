@@ -1,0 +1,421 @@
+"""The data of Omni-tiny: nothing of the tests is learnt, one seed makes one set of data, and our readers take it.
+
+No voice is needed: sounds are short tones in place of speech, and the handwriting is made up.
+"""
+
+import dataclasses
+import json
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from examples.omni_tiny import (
+    chats,
+    files,
+    films,
+    make_data,
+    packages,
+    pictures,
+    questions,
+    sentences,
+    speech,
+    voices,
+    work,
+)
+from examples.omni_tiny.amounts import Amounts
+from examples.omni_tiny.held_out import HeldOut
+from examples.omni_tiny.media import HELD_OUT_DIGITS, film, human_string, without
+from examples.omni_tiny.packages import TEST_TAKES
+from examples.omni_tiny.training import Training
+from input_pipeline.clip_kinds import SoundClips, TranscribedClips
+from input_pipeline.examples import Sample
+from input_pipeline.jsonl import JsonLines
+from input_pipeline.media_image import load_image
+from input_pipeline.media_video import load_video
+from omni_jax.config import ProcessorConfig
+from omni_jax.errors import DataError
+from omni_jax.presets import preset
+from omni_jax.training.transcripts import ASR_PROMPTS, ASR_SYSTEM
+from tests.input_pipeline.media_files import tone
+from tests.input_pipeline.training_data import PROCESSOR, ROOM, context
+
+FEW = Amounts(
+    talker_fast=40, talker_kokoro=20, hearing_fast=40, hearing_kokoro=20, questions=1, digits=2, human=40,
+    digit_pictures=40, shape_pictures=40, films=20, chats=60, texts=40, hard=20,
+)  # fmt: skip
+LABELS = np.tile(np.arange(10), 120).astype(np.uint8)  # of 1,200 digits, the first 1,000 held out
+HANDWRITING = np.zeros((len(LABELS), 28, 28), np.uint8)
+HANDWRITING[:, 6:22, 8:20] = 255
+
+
+@pytest.fixture(scope="module")
+def training():
+    return Training(0, FEW, LABELS)
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return HeldOut(0, LABELS)
+
+
+@pytest.fixture(scope="module")
+def held_out_sets(held_out):
+    return held_out.sets()
+
+
+@pytest.fixture(scope="module")
+def learnt(training):
+    """All lines of training by file."""
+    return {name: list(lines) for name, lines in training.lines().items()}
+
+
+def texts_of(line):
+    """What is written in a line, each part by itself, and whole messages."""
+    if "messages" not in line:
+        return [line["text"]] if "text" in line else []
+    found = []
+    for message in line["messages"]:
+        items = message["content"] if isinstance(message["content"], list) else [chats.words(message["content"])]
+        found += [item["text"] for item in items if item["type"] == "text"]
+    return found
+
+
+# What is learnt and what is held out
+
+
+def test_no_test_sentence_is_ever_learnt(learnt, training, held_out_sets):
+    wanted = {
+        sentences.normal(line["reference"])
+        for name in ("speaks", "speaks_hard", "hears_unseen_speakers")
+        for line in held_out_sets[name]
+    }
+    prompts = tuple(sentences.normal(prompt) + " " for prompt in chats.READ)
+    heard = [clip.facts["text"] for group in ("talker", "hearing", "digits") for clip in training.groups()[group]]
+    said = [text for lines in learnt.values() for line in lines for text in texts_of(line)]
+    learned = {sentences.normal(text) for text in chain(heard, said)}
+    learned |= {text.removeprefix(prompt) for text in learned for prompt in prompts}
+    assert len(wanted) > 500 and len(learned) > 200
+    assert not wanted & learned
+
+
+def test_what_is_read_and_heard_is_of_the_side_of_training(learnt, training):
+    groups = training.groups()
+    found = [clip.facts["text"] for name in ("talker", "hearing", "human") for clip in groups[name]]
+    found += [line["text"] for line in learnt["text"]]
+    found += [texts_of(line)[-1] for name in ("read_aloud", "hard_prompts") for line in learnt[name]]
+    talk = {questions.answer(kind, {})[0] for kind in ("who", "hello", "help")}  # the grammar has no such sentence
+    assert len(found) > 150 and not [text for text in found if sentences.is_test(text) and text not in talk]
+
+
+def test_speakers_digits_takes_and_the_style_of_the_tests_are_never_learnt(training, held_out):
+    made = [medium.recipe for media in training.groups().values() for medium in media]
+    spoken = " ".join(recipe["voice"] for recipe in made if "voice" in recipe)
+    assert spoken and not [name for name in voices.HELD_OUT if name in spoken or name in voices.KOKORO]
+    assert not [recipe for recipe in made if "prompts" in recipe]
+    takes = {int(name.rpartition("_")[2]) for recipe in made for name in recipe.get("human", ())}
+    assert takes and not takes & set(TEST_TAKES)
+    digits = {place for recipe in made for place in [*recipe.get("digits", ()), *[recipe.get("digit")]] if place}
+    assert min(digits) >= HELD_OUT_DIGITS
+    assert pictures.HELD_OUT_STYLE not in {recipe.get("style") for recipe in made}
+    tested = [medium.recipe for medium in held_out.media()]
+    assert max(place for recipe in tested for place in recipe.get("digits", ())) < HELD_OUT_DIGITS
+    assert {recipe["style"] for recipe in held_out.shapes[0:50] for recipe in [recipe.recipe]} == {"dotted"}
+    assert {int(name[-1]) for recipe in tested for name in recipe.get("human", ())} == set(TEST_TAKES)
+
+
+def test_what_tests_name_is_what_tests_make(held_out, held_out_sets):
+    made = {medium.path for medium in held_out.media()}
+    named = {
+        item[item["type"]]
+        for lines in held_out_sets.values()
+        for line in lines
+        for message in line["messages"]
+        if isinstance(message["content"], list)
+        for item in message["content"]
+        if item["type"] != "text"
+    }
+    assert named <= made and len(named) > 2000
+    assert all(lines[0]["task"] == name for name, lines in held_out_sets.items())
+
+
+def test_a_part_of_the_texts_of_four_words_is_tested_and_none_of_the_shorter_ones():
+    drawn = [sentences.sentence(np.random.default_rng(i)) for i in range(2000)]
+    assert 0.06 < np.mean([sentences.is_test(text) for text in drawn]) < 0.14
+    assert sentences.is_test("Five eight, ONE four 2.") == sentences.is_test("five 8 one four two")
+    assert not any(sentences.is_test(f"{word} {other}.") for word in sentences.DIGITS for other in sentences.DIGITS)
+
+
+# One seed, one set of data
+
+
+def test_lines_come_from_the_seed_alone(learnt):
+    again = {name: list(lines) for name, lines in Training(0, FEW, LABELS).lines().items()}
+    assert again == learnt
+    other = {name: list(lines) for name, lines in Training(1, FEW, LABELS).lines().items()}
+    assert all(other[name] != learnt[name] for name in learnt)
+
+
+def test_more_of_a_group_leaves_what_was_made_before(training):
+    more = Training(0, dataclasses.replace(FEW, hearing_fast=60, shape_pictures=50, films=30, human=80), LABELS)
+    assert more.hearing[:40] == training.hearing[:40]
+    assert more.shape_pictures[:40] == training.shape_pictures
+    assert more.films[:20] == training.films
+    assert all(clips[:10] == training.human[who] for who, clips in more.human.items())
+
+
+def test_a_killed_run_goes_on_and_makes_what_is_missing_only(tmp_path, training, monkeypatch):
+    monkeypatch.setattr(work, "_handwriting", HANDWRITING)
+    wanted = training.digit_pictures[:6]
+    places = work.Places(tmp_path, tmp_path, None)
+    assert sum(count for count, _ in work.make(wanted[:4], places, 1, lambda count: None).values()) == 4
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
+    counted = []
+    work.make(wanted, places, 1, counted.append)
+    assert sum(counted) == 2 and not work.missing(wanted, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    facts = files.folder_facts(tmp_path, [medium.path for medium in wanted])
+    for path in before:
+        path.unlink()
+    work.make(wanted, places, 1, counted.append)
+    assert files.folder_facts(tmp_path, [medium.path for medium in wanted]) == facts and facts["files"] == 6
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    with pytest.raises(KeyboardInterrupt), files.whole(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert list(path.parent.iterdir()) == []
+    (path.parent / f"{files._MARK}999999999-b.txt").write_text("of a run that was killed")
+    with files.whole(path) as partial:
+        partial.write_text("of a run that goes on")
+        files.remove_partial(tmp_path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_another_version_of_a_package_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"another")
+    with pytest.raises(DataError, match="model.onnx has SHA-256 .*, expected 00: it is another version. Run: this"):
+        files.check_file(tmp_path / "model.onnx", "00", "Run: this")
+    with pytest.raises(DataError, match="is missing. Run: this"):
+        files.check_file(tmp_path / "none.onnx", "00", "Run: this")
+
+
+# Pictures, films, sounds
+
+
+def test_digits_stand_from_left_to_right():
+    for empty, half in ((0, slice(56)), (1, slice(56, 112))):
+        handwriting = HANDWRITING[:2].copy()
+        handwriting[empty] = 0
+        recipe = {"digits": [0, 1], "width": 112, "ink": "white", "ground": "black", "seed": 3}
+        drawn = pictures.draw(recipe, handwriting)
+        assert drawn.shape == (56, 112, 3)
+        assert drawn[:, half].max() < 100 < 200 < drawn.max()
+
+
+@pytest.mark.parametrize("style", [*pictures.STYLES, pictures.HELD_OUT_STYLE])
+def test_shapes_have_their_colour_and_number(style):
+    recipe = {"shape": "square", "colour": "red", "count": 4, "style": style, "ground": "black", "seed": 1}
+    drawn = pictures.draw(recipe, HANDWRITING).astype(int)
+    assert drawn.shape == (56, 56, 3)
+    red = drawn[..., 0] > 70
+    assert red.any() and (drawn[red][:, 0] > drawn[red][:, 1] + 30).all()
+    assert len({(int(3 * y // 56), int(3 * x // 56)) for y, x in np.argwhere(red)}) == 4  # cells of a 3x3 grid
+
+
+def film_of(tmp_path, **change):
+    soundfile.write(tmp_path / "said.flac", tone(0.4, 16_000), 16_000)
+    recipe = {"digit": 0, "way": "left", "appears": 1.0, "sound": "said.flac", "at": 2.0, "seconds": 3.0, "seed": 1}
+    recipe |= {"ink": "white", "ground": "black"} | change
+    films.make_film(recipe, tmp_path, HANDWRITING)
+    return load_video(tmp_path / films.film_path(recipe), ProcessorConfig(video_fps=10.0), want_audio=True)
+
+
+def test_a_film_shows_and_sounds_when_its_recipe_says(tmp_path):
+    made = film_of(tmp_path)
+    bright = made.frames.astype(int).sum(-1) > 400
+    seen = bright.any((1, 2))
+    assert made.timestamps[seen.argmax()] == pytest.approx(1.0, abs=0.05) and seen[-1]
+    places = [np.argwhere(frame)[:, 1].mean() for frame in bright[seen]]
+    assert places[0] - places[-1] > 20  # pixels to the left
+    onset = np.flatnonzero(np.abs(made.audio) > 0.1)[0] / 16_000
+    assert onset == pytest.approx(2.0, abs=0.05)
+
+
+def test_a_track_can_be_taken_away(tmp_path):
+    mute, blank = film_of(tmp_path, mute=True), film_of(tmp_path, blank=True)
+    assert np.abs(mute.audio).max() < 0.01 < 0.2 < np.abs(blank.audio).max()
+    assert mute.frames.max() > 200 > 100 > blank.frames.max()
+    assert len(mute.frames) == len(blank.frames) and len(mute.audio) == len(blank.audio)
+
+
+@pytest.mark.parametrize("sound", list(questions.SOUNDS))
+def test_other_sounds_are_heard_and_differ(sound, tmp_path):
+    made = films.sound_of(sound, tmp_path, 5)
+    assert 0.3 < len(made) / 16_000 < 0.8 and 0.1 < np.abs(made).max() < 1.5
+    assert np.array_equal(made, films.sound_of(sound, tmp_path, 5))
+
+
+def test_human_digits_are_joined_with_silence_around_them(tmp_path):
+    for digit in (4, 7):
+        soundfile.write(tmp_path / f"{digit}_theo_9.wav", tone(0.3, 8000, level=0.1 * digit), 8000)
+    clip = human_string([4, 7], "theo", [9, 9], np.random.default_rng(0))
+    speech.make_speech(clip.recipe, tmp_path, tmp_path, tmp_path)
+    sound, rate = soundfile.read(tmp_path / clip.path)
+    assert rate == 16_000 and clip.facts["text"] == "four seven"
+    assert len(sound) / rate == pytest.approx(0.6 + clip.recipe["gaps"][0] + 0.2, abs=0.01)
+    first, last = (np.abs(part).max() for part in (sound[: len(sound) // 2], sound[len(sound) // 2 :]))
+    assert first == pytest.approx(last, rel=0.1) == pytest.approx(0.5, rel=0.1)
+    assert np.abs(sound[:1400]).max() < 0.01
+
+
+def test_in_films_of_order_one_thing_is_well_before_the_other(training):
+    ordered = [each for each in training.films if "first" in each.facts]
+    assert len({each.facts["first"] for each in ordered}) == 2
+    for each in ordered:
+        ahead = each.recipe["at"] - each.recipe["appears"]
+        assert (ahead > 0.7) if each.facts["first"] == "picture" else (ahead < -0.7)
+        assert max(each.recipe["at"], each.recipe["appears"]) < each.recipe["seconds"] - 1
+
+
+# Questions and answers
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "reply", "decisive"),
+    [
+        ("digits", {"seen": "four seven"}, "The number is four seven.", "four seven"),
+        ("shape", {"shape": "cross", "count": 2, "colour": "red"}, "They are crosses.", "crosses"),
+        ("count", {"shape": "star", "count": 1, "colour": "blue"}, "There is one blue star.", "one"),
+        ("colour", {"shape": "star", "count": 3, "colour": "blue"}, "They are blue.", "blue"),
+        ("same", {"seen": "one", "heard": "one"}, "Yes, it is the same number.", "yes"),
+        ("same", {"seen": "one", "heard": "two"}, "No, I see one and I hear two.", "no"),
+        ("way", {"way": "left"}, "It moves to the left.", "left"),
+        ("first", {"first": "sound"}, "The sound came first.", "sound"),
+        ("sound", {"sound": "drum"}, "I hear a drum.", "drum"),
+    ],
+)
+def test_answers(kind, facts, reply, decisive):
+    assert questions.answer(kind, facts) == (reply, decisive)
+
+
+def test_the_words_that_decide_stand_in_the_answer(held_out_sets):
+    lines = [line for lines in held_out_sets.values() for line in lines if "kind" in line]
+    assert len(lines) > 2000
+    for line in lines:
+        assert f" {line['answer']} " in f" {sentences.normal(line['reference'])} "
+
+
+def test_digits_are_compared_as_words():
+    assert sentences.normal("The number is 47, isn’t it?") == "the number is four seven isn't it"
+
+
+def test_our_thinker_is_asked_to_transcribe_as_when_it_scores_speech():
+    assert (ASR_SYSTEM, ASR_PROMPTS["en"]) == (chats.ASR_SYSTEM, chats.ASR_PROMPT)
+
+
+# Our readers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, training, held_out, learnt, held_out_sets):
+    """The first lines of each file, with the pictures and films that they name, and tones in place of speech."""
+    folder = tmp_path_factory.mktemp("omni_tiny")
+    recipes = {m.path: m for m in chain(*training.groups().values(), held_out.media())}
+    first = tone(0.4, 16_000)
+    for name, lines in {**learnt, **{f"test_{name}": lines for name, lines in held_out_sets.items()}}.items():
+        few = list(islice(lines, 4))
+        files.write_lines(folder / f"{name}.jsonl", few)
+        for path in named_in(few):
+            medium = recipes[path]
+            if path.startswith("films/"):
+                films.make_film({**medium.recipe, "sound": "beep"}, folder, HANDWRITING)
+                made = films.film_path({**medium.recipe, "sound": "beep"})
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / made).rename(folder / path)
+            elif path.startswith("pictures/"):
+                pictures.make_picture(medium.recipe, folder, HANDWRITING)
+            else:
+                speech.write_sound(folder / path, first, 16_000)
+    return folder
+
+
+def named_in(value) -> set[str]:
+    """Paths of media anywhere in a line."""
+    if isinstance(value, str):
+        return {value} if Path(value).suffix in (".png", ".mp4", ".flac") else set()
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return set().union(*map(named_in, inner))
+
+
+def test_conversations_become_examples(folder):
+    names = [path for path in folder.glob("*.jsonl") if path.stem not in ("transcribed", "recordings", "voiced")]
+    assert len(names) > 30
+    reader = context(use_audio_in_video=True, with_speech=False)
+    for path in names:
+        lines = JsonLines(path)
+        for index in range(len(lines)):
+            line = lines.value(index)
+            if "reference" in line:  # a test: the answer is what would be learnt
+                line = {"messages": [*line["messages"], chats.assistant(line["reference"])]}
+            sample = Sample(line, reader, name=lines.where(index), folder=folder)
+            (piece,), refused = sample.pieces(ROOM)
+            assert not refused
+            example = sample.example(piece.start, piece.stop)
+            assert example.weights.any() and len(example.token_ids) < 600
+
+
+def test_recordings_become_rows(folder):
+    model = preset("tiny")
+    for name, kind in (("transcribed", TranscribedClips), ("recordings", SoundClips)):
+        lines, reader = JsonLines(folder / f"{name}.jsonl"), kind(model, PROCESSOR, seconds=2.0)
+        for index in range(len(lines)):
+            reader.check(lines.value(index))
+            reader.read(lines.value(index), folder, None)
+    line = json.loads((folder / "voiced.jsonl").read_text().splitlines()[0])
+    assert {"audio", "text", "reference", "speaker", "voice"} == set(line) and line["reference"] != line["audio"]
+
+
+def test_pictures_have_the_sizes_that_the_model_is_made_for(folder):
+    sizes = {load_image(path).shape for path in folder.rglob("*.png")}
+    assert sizes == {(56, 56, 3), (56, 112, 3)}
+
+
+def test_without_a_track_a_film_keeps_its_facts(training):
+    digits = training.digits
+    made = film(0, 0, LABELS, places=range(HELD_OUT_DIGITS, 1200), digits=digits)
+    assert without(made, "mute").facts == made.facts and without(made, "mute").path != made.path
+
+
+# The command
+
+
+def test_the_command_makes_what_is_asked_for_and_tells_of_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(work, "_handwriting", HANDWRITING)
+    monkeypatch.setattr(packages, "has_prompts", lambda: False)
+    np.savez(tmp_path / "mnist.npz", images=HANDWRITING, labels=LABELS)
+    few = dataclasses.replace(FEW, digit_pictures=5, shape_pictures=5)
+    args = make_data.Args(tmp_path / "data", ("pictures", "lines"), tools=tmp_path, processes=1, amounts=few)
+    make_data.main(args)
+    manifest = json.loads((args.to / "manifest.json").read_text())
+    assert set(manifest) == {"pictures", "lines"} and manifest["pictures"]["files"] == 10
+    assert "pictures: 10 files" in capsys.readouterr().out
+    assert manifest["lines"]["lines"]["image_text.jsonl"] == len(JsonLines(args.to / "image_text.jsonl")) == 10
+    make_data.main(args)
+    assert json.loads((args.to / "manifest.json").read_text())["pictures"] == manifest["pictures"]
+    known = json.loads((args.to / "voices.json").read_text())
+    assert list(known) == list(voices.TALKER)
+    vectors = np.array([known[voice]["speaker"] for voice in known])
+    np.testing.assert_allclose(vectors @ vectors.T, 192 * np.eye(4), atol=1e-3)
+    np.testing.assert_array_equal(np.load(args.to / "voices" / "joe.npy"), vectors[1].astype(np.float32))
+
+
+def test_the_command_tells_what_is_missing(tmp_path, monkeypatch):
+    np.savez(tmp_path / "mnist.npz", images=HANDWRITING, labels=LABELS)
+    args = make_data.Args(tmp_path, ("human",), tools=tmp_path, amounts=dataclasses.replace(FEW, tests=0))
+    with pytest.raises(DataError, match="0_jackson_0.wav is missing. Run: git clone"):
+        make_data.main(args)
