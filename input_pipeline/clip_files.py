@@ -80,13 +80,13 @@ def voice_of(line: Mapping[str, Any], folder: Path, width: int) -> tuple[np.ndar
         OmniError: they are missing, unreadable or of another size.
     """
     speaker = line.get("speaker")
-    vector = _vector(speaker) if not isinstance(speaker, str) else _array(folder / speaker).reshape(-1)
+    vector = _vector(speaker) if not isinstance(speaker, str) else load_array(folder / speaker).reshape(-1)
     if len(vector) != width:
         raise DataError(f"a speaker vector of {len(vector)} numbers; the model takes {width}.")
     _check_finite(vector, "speaker vector")
     reference, bins = line.get("reference"), MEL_24K.num_mel_bins
     if isinstance(reference, str) and reference.endswith(".npy"):
-        mel = _array(folder / reference)
+        mel = load_array(folder / reference)
         if mel.ndim != 2 or mel.shape[1] != bins or not len(mel):
             raise DataError(f"a reference of shape {list(mel.shape)}. Give a mel [frames, {bins}].")
         mel = np.array(mel[:REFERENCE_FRAMES], np.float32)
@@ -105,7 +105,7 @@ def _vector(values: Any) -> np.ndarray:
         raise DataError(f'"speaker" is neither a list of numbers nor the path of one (.npy): {error}.') from error
 
 
-def _array(path: Path) -> np.ndarray:
+def load_array(path: Path) -> np.ndarray:
     """Numbers of a .npy file, on disk until they are used: its head may promise more than there is memory.
 
     Raises:

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from input_pipeline.clip_kinds import ClipKind
 from input_pipeline.clip_rows import TOO_LONG, ClipRows, Met, joined, line_of
 from input_pipeline.jsonl import JsonLines
@@ -20,7 +18,7 @@ from omni_jax.errors import ConfigError, DataError, OmniError
 
 _LOOKED_AT = 1000  # lines of each file that are checked before the run begins
 _ENOUGH = 100  # recordings of which some should be of use
-_UNSEEN, _USED, _TOO_LONG, _CORRUPT = range(4)  # what became of a recording; the worst counts
+_FATES = "used", "too_long", "corrupt"  # what became of a recording
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +50,7 @@ class Clips(StepLoader):
             epochs: rows that are left over in the last step are empty. None never ends.
             in_order: as the files have them, and with nothing left to chance: for held-out data.
             max_corrupt_share: the run ends when more of the recordings that this host has met are corrupt, from the
-                100th on; before, from the 10th on, when more than half are. Each recording counts once; one that is
+                100th on; before, from the 10th on, when more than half are. All count anew in each epoch; one that is
                 too long is left out, but not corrupt. The run also ends when none at all can be used.
 
         Raises:
@@ -76,8 +74,8 @@ class Clips(StepLoader):
             "rows": self._rows,
             "sources": [{"name": each.path.name, "recordings": len(each), "digest": each.digest} for each in files],
         }
-        self._fates = np.full(maker.recordings, _UNSEEN, np.int8)
-        self._counts = np.zeros(4, np.int64)  # of each fate, in the whole run
+        self._recordings = maker.recordings
+        self._counts = dict.fromkeys(_FATES, 0)
         self._first_corrupt: list[Skipped] = []
         self._first_left_out: list[Skipped] = []
         for file in files:
@@ -86,15 +84,14 @@ class Clips(StepLoader):
     @property
     def steps(self) -> int | None:
         """Steps of the whole run, None where it never ends."""
-        return None if self._epochs is None else -(-self._epochs * len(self._fates) // self._rows)
+        return None if self._epochs is None else -(-self._epochs * self._recordings // self._rows)
 
     def state(self) -> dict[str, Any]:
         """The place after the last batch that was handed out, as JSON values.
 
-        The same on all hosts but for "seen": recordings that this host has used, and those that were corrupt.
+        The same on all hosts but for "seen": what became of the recordings that this host has met.
         """
-        seen = {"used": int(self._counts[_USED]), "corrupt": int(self._counts[_CORRUPT])}
-        return {"step": self._step, "epochs": self._epochs, **self._about, "seen": seen}
+        return {"step": self._step, "epochs": self._epochs, **self._about, "seen": dict(self._counts)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a `state`, which may come from another number of hosts or workers, or another end.
@@ -111,14 +108,16 @@ class Clips(StepLoader):
                 + "\nUndo the change, or begin a new run from the last checkpoint's parameters."
             )
         self.seek(int(state["step"]))
-        self._fates[:] = _UNSEEN
-        self._counts[:] = 0
-        self._counts[_USED], self._counts[_CORRUPT] = state["seen"]["used"], state["seen"]["corrupt"]
+        self._counts = {fate: int(state["seen"][fate]) for fate in _FATES}
+
+    def seek(self, step: int) -> None:
+        super().seek(step)
+        self._counts = dict.fromkeys(_FATES, 0)
 
     def _other_end(self, state: Mapping[str, Any]) -> list[str]:
         """Why a run cannot go on to another number of epochs: the rows after the earlier end were empty, or not."""
         then, now = state["epochs"], self._epochs
-        last = min((each for each in (then, now) if each is not None), default=0) * len(self._fates) // self._rows
+        last = min((each for each in (then, now) if each is not None), default=0) * self._recordings // self._rows
         if then == now or state["step"] <= last:
             return []
         return [
@@ -131,26 +130,22 @@ class Clips(StepLoader):
         batch, met = made
         for each in met:
             self._meet(each)
-        used, _, corrupt = (int(count) for count in self._counts[_USED:])
+        used, too_long, corrupt = (self._counts[fate] for fate in _FATES)
         check_corrupt(corrupt, used + corrupt, self._max_corrupt_share, self._first_corrupt, "recordings")
-        left_out = int(self._counts[_TOO_LONG]) + corrupt
-        if not used and left_out >= min(_ENOUGH, len(self._fates)):
-            raise DataError(_of_none(left_out, self._first_left_out))
+        left_out = too_long + corrupt
+        if not used and left_out >= min(_ENOUGH, self._recordings):
+            raise DataError(_of_none(min(left_out, self._recordings), self._first_left_out))
         return batch
 
     def _meet(self, each: Met) -> None:
-        before = int(self._fates[each.recording])
-        fate = _USED if each.skipped is None else _TOO_LONG if each.kind == TOO_LONG else _CORRUPT
-        if fate <= before:
-            return
-        self._fates[each.recording] = fate
+        used, too_long, corrupt = _FATES
+        fate = used if each.skipped is None else too_long if each.kind == TOO_LONG else corrupt
         self._counts[fate] += 1
-        self._counts[before] -= before != _UNSEEN
         if each.skipped is None:
             return
         log.warning("skipped %s: %s", each.skipped.name, each.skipped.reason)
-        for first, wanted in ((self._first_left_out, True), (self._first_corrupt, fate == _CORRUPT)):
-            if wanted and len(first) < 5:
+        for first, wanted in ((self._first_left_out, True), (self._first_corrupt, fate == corrupt)):
+            if wanted and len(first) < 5 and each.skipped not in first:
                 first.append(each.skipped)
 
     def _look(self, file: JsonLines, kind: ClipKind) -> None:

@@ -144,6 +144,10 @@ class Loader(StepLoader):
         self.seek(int(state["step"]))
         self.totals.examples, self.totals.skipped = state["seen"]["examples"], state["seen"]["skipped"]
 
+    def seek(self, step: int) -> None:
+        super().seek(step)
+        self.totals, self._first_skipped = Totals(), []
+
     def _other_end(self, state: Mapping[str, Any]) -> list[str]:
         """Why a run cannot go on to another number of epochs: it has begun rows that are others then."""
         shared = self.plan.rows_shared_with(state["epochs"])

@@ -52,7 +52,7 @@ class RowMaker:
         for source, example in () if self._is_after_the_end(index) else self.plan.row(index):
             try:
                 examples.append(self._example(source, example))
-            except OmniError as error:
+            except (OmniError, OSError) as error:
                 skipped.append((f"{self.sources[source].name}, example {example}", str(error)))
         row = self._packed(examples)
         names = tuple(example.name for example in examples)

@@ -85,8 +85,10 @@ def begin(preparation: Preparation, *, overwrite: bool = False) -> None:
     folder, settings = preparation.folder, preparation.settings
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # listed first: another machine may begin the folder meanwhile
+        others = [path for path in folder.iterdir() if path.name != SETTINGS and not path.name.startswith(".")]
         before = read_json(folder / SETTINGS, "") if (folder / SETTINGS).exists() else None
-        if before is None and any(not path.name.startswith(".") for path in folder.iterdir()):
+        if before is None and others:
             raise DataError(f"{folder} is not empty, and omni-jax prepare did not make it. Choose another folder.")
         differing = [] if before is None else list(_differences(before, settings))
         if differing and overwrite:  # not where nothing differs: other machines may be at work on their parts

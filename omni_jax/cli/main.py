@@ -36,6 +36,7 @@ COMMANDS = {
         "omni_jax.cli.speech_report", "SpeechReportArgs", "Report how good the codes of a speech tokenizer are."
     ),
     "train": Command("omni_jax.cli.train", "TrainArgs", "Train a stage of the paper, as a configuration file says."),
+    "eval": Command("omni_jax.cli.eval", "EvalArgs", "Score a checkpoint by the rules of the published figures."),
     "compile": Command("omni_jax.cli.compile", "CompileArgs", "Report what a chip would need, without having one."),
     "parity": Command("omni_jax.cli.parity", "ParityArgs", "Compare every part with PyTorch, number by number."),
     "demo": Command("omni_jax.cli.demo", "DemoArgs", "See a picture, a recording and a film go through."),

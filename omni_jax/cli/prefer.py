@@ -157,6 +157,7 @@ def _context(args: PreferArgs) -> Any:
 def _prefer(args: PreferArgs, target: Path) -> int:
     from omni_jax.cli.prefer_answers import Prompts
     from omni_jax.cli.prefer_file import AnswerFile
+    from omni_jax.interop.checkpoint_digest import checkpoint_digest
     from omni_jax.sampling.voices import choose_speaker, load_speakers
 
     started, context = time.perf_counter(), _context(args)
@@ -165,7 +166,7 @@ def _prefer(args: PreferArgs, target: Path) -> int:
     kept = ("samples", "temperature", "seed", "scorer", "language", "max_codes", "max_new_tokens", "max_tokens")
     kept += ("solver", "steps", "system", "use_audio_in_video", "dtype")
     settings = {name: getattr(args, name) for name in kept}
-    settings |= {"voice": voice, "prompts": prompts.digest, "checkpoint": str(args.checkpoint.resolve())}
+    settings |= {"voice": voice, "prompts": prompts.digest, "checkpoint": checkpoint_digest(args.checkpoint)}
     answers = AnswerFile(target.with_name(f"{target.stem}.answers.jsonl"), settings)
     _draw(args, context, voice, prompts, answers)
     pairs = target.with_name(f".{target.name}.pairs")

@@ -56,12 +56,13 @@ def run(args: SpeechCodesArgs) -> int:
     check_new_file(args.destination, args.data, overwrite=args.overwrite)
     from input_pipeline.jsonl import JsonLines
     from omni_jax.cli.prefer_file import AnswerFile
+    from omni_jax.interop.checkpoint_digest import checkpoint_digest
     from omni_jax.sampling.speech_codes import tokenizer_config
     from omni_jax.training.speech_quality import CodeCounts
 
     started, lines, left = time.perf_counter(), JsonLines(args.data), LeftOut()
     config = tokenizer_config(args.checkpoint)
-    settings = {"data": lines.digest, "checkpoint": str(args.checkpoint.resolve()), "dtype": args.dtype}
+    settings = {"data": lines.digest, "checkpoint": checkpoint_digest(args.checkpoint), "dtype": args.dtype}
     settings |= {"folder": str(args.data.resolve().parent)}
     kept = AnswerFile(args.destination.with_name(f"{args.destination.stem}.partial.jsonl"), settings)
     _encode(args, lines, kept)

@@ -74,6 +74,7 @@ def run(args: SpeechPairsArgs) -> int:
     from input_pipeline.example_context import speech_codes
     from omni_jax.cli.conversation import Answerer
     from omni_jax.cli.prefer_file import AnswerFile
+    from omni_jax.interop.checkpoint_digest import checkpoint_digest
     from omni_jax.sampling.voices import choose_speaker, load_speakers
     from omni_jax.training.speech_quality import CodeCounts
 
@@ -86,7 +87,7 @@ def run(args: SpeechPairsArgs) -> int:
     kept = ("samples", "shuffled_codes", "seed", "temperature", "max_codes", "solver", "steps", "dtype")
     settings = {name: getattr(args, name) for name in kept} | {"texts": texts.digest, "voices": list(speakers)}
     made = AnswerFile(
-        args.destination / MADE, settings | {"checkpoint": str(args.checkpoint.resolve()), "batch": args.batch}
+        args.destination / MADE, settings | {"checkpoint": checkpoint_digest(args.checkpoint), "batch": args.batch}
     )
     codes = speech_codes(answerer.config)
     _write_voices(args.destination, speakers)
@@ -193,8 +194,15 @@ def _write_voices(folder: Path, speakers: Mapping[str, Any]) -> None:
     import numpy as np
 
     for name, speaker in speakers.items():
-        np.save(folder / "voices" / f"{name}.npy", np.asarray(speaker.vector, np.float32))
-        np.save(folder / "voices" / f"{name}.mel.npy", np.asarray(speaker.ref_mel, np.float32))
+        for kind, values in (("", speaker.vector), (".mel", speaker.ref_mel)):
+            target = folder / "voices" / f"{name}{kind}.npy"
+            half = target.with_name(f".{target.name}")
+            try:
+                with open(half, "wb") as stream:
+                    np.save(stream, np.asarray(values, np.float32))
+                half.replace(target)
+            except OSError as error:
+                raise DataError(f"{target}: cannot be written: {error.strerror}. Choose another --to.") from error
 
 
 @dataclass(frozen=True)

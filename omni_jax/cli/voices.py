@@ -65,18 +65,12 @@ def run(args: VoicesArgs) -> int:
 
 
 def _add(args: VoicesArgs, folder: Path) -> dict[str, Any]:
-    import numpy as np
-
+    from input_pipeline.clip_files import load_array
     from input_pipeline.media import load_audio
     from input_pipeline.voice_mel import RATE
     from omni_jax.sampling.new_voice import NewVoice, add_voice
 
-    vector = None
-    if args.vector is not None:
-        try:
-            vector = np.load(args.vector, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise PromptError(f"{args.vector} cannot be read as a .npy file of numbers: {error}") from error
+    vector = None if args.vector is None else load_array(args.vector)
     waveform = None if args.recording is None else load_audio(str(args.recording), sampling_rate=RATE)
     with console.Progress("copying the checkpoint"):
         speaker = add_voice(

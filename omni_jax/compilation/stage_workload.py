@@ -4,14 +4,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 
 from omni_jax.compilation.workloads import Options, Program, Workload
 from omni_jax.errors import ConfigError
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.sharding.rules import TRAINING
-from omni_jax.training.batch_shapes import batch_shapes
+from omni_jax.training.batch_shapes import step_shapes
 from omni_jax.training.metrics_flops import flops_per_position, positions
 from omni_jax.training.run_config import RunConfig, load_config
 from omni_jax.training.run_stages import model_of
@@ -62,10 +61,7 @@ def stage(options: Options) -> Workload:
         guard=run.guard,
         dtype=jnp.dtype(run.dtype),
     )
-    batch = batch_shapes(run, model, rows)
-    if run.accumulate > 1:
-        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((run.accumulate, *x.shape), x.dtype), batch)
-    state, batch = trainer.abstract(batch)
+    state, batch = trainer.abstract(step_shapes(run, model, rows))
     trained = sum(math.prod(state.params[path].shape) for path in trainer.trained)
     total = sum(math.prod(leaf.shape) for leaf in state.params.values())
     unit, units = _units(run, rows * run.accumulate)

@@ -21,6 +21,14 @@ from omni_jax.training.batches import abstract_batch
 from omni_jax.training.run_config import RunConfig
 
 
+def step_shapes(run: RunConfig, model: OmniConfig, rows: int) -> Any:
+    """What a step takes: a batch of `rows` rows, or with `accumulate` several of them along a leading axis."""
+    batch = batch_shapes(run, model, rows)
+    if run.accumulate == 1:
+        return batch
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((run.accumulate, *x.shape), x.dtype), batch)
+
+
 def batch_shapes(run: RunConfig, model: OmniConfig, rows: int) -> Any:
     """A batch of `rows` rows; with micro-batches, those of one."""
 

@@ -3,7 +3,6 @@
 {"type": "speech", "reference": [-120.5, -119.0], "reference_by": {"checkpoint": …, "digest": …, "dtype": …}, …}
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,32 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.sources import Source
-from omni_jax.errors import ConfigError
-from omni_jax.interop.restore import load_checkpoint_info
+from omni_jax.errors import ConfigError, DataError
+from omni_jax.interop.checkpoint_digest import checkpoint_digest
 
 BY = "reference_by"
 _LOOKED_AT = 64  # pairs of a source; they are spread over it
-_BYTES = 4096  # of each file, at both of its ends
 log = logging.getLogger(__name__)
-
-
-def checkpoint_digest(folder: str | Path) -> str:
-    """Tells a checkpoint from others without reading all of it: names, sizes, and both ends of its parameters' files.
-
-    A copy of a folder has the same. One that was written anew has another, though its values may be equal.
-
-    Raises:
-        CheckpointError: there is no checkpoint.
-    """
-    params, digest = load_checkpoint_info(folder).params, hashlib.sha256()
-    for file in sorted(path for path in params.rglob("*") if path.is_file()):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(params)} {size}\n".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(_BYTES))
-            stream.seek(max(size - _BYTES, 0))
-            digest.update(stream.read(_BYTES))
-    return digest.hexdigest()[:32]
 
 
 def policy_of(folder: str | Path, dtype: Any) -> dict[str, str]:
@@ -65,9 +44,13 @@ class SameReference:
         digest, unknown, dtypes = checkpoint_digest(self.checkpoint), 0, set()
         count = min(len(source), _LOOKED_AT)
         for place in sorted({round(i * (len(source) - 1) / max(count - 1, 1)) for i in range(count)}):
-            for item in _pairs(source.conversation(place)):
+            try:
+                pairs = _pairs(source.conversation(place))
+            except (DataError, OSError):  # training will skip it, by its name
+                continue
+            for item in pairs:
                 policy = item.get(BY)
-                if policy is None:
+                if not _is_policy(policy):
                     unknown += 1
                 elif policy["digest"] != digest:
                     self._refuse(f"{source.name}, example {place}", policy, digest)
@@ -92,6 +75,11 @@ class SameReference:
             f"omni-jax prefer --reference-only FILE --checkpoint {self.checkpoint}, or accept them with "
             "stage.other_reference."
         )
+
+
+def _is_policy(policy: Any) -> bool:
+    named = isinstance(policy, Mapping) and (policy.get(key) for key in ("checkpoint", "digest", "dtype"))
+    return bool(named) and all(isinstance(value, str) for value in named)
 
 
 def _pairs(conversation: Any) -> list[Mapping[str, Any]]:

@@ -20,6 +20,7 @@ from omni_jax.models.logical_axes import logical_axes
 from omni_jax.sharding.hosts import own_rows
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.sharding.rules import TRAINING, shardings
+from omni_jax.training.batch_shapes import step_shapes
 from omni_jax.training.checkpoints import Checkpoints
 from omni_jax.training.checkpoints_model import save_model
 from omni_jax.training.loop import Data, Plan, means, train
@@ -32,6 +33,8 @@ from omni_jax.training.run_stages import fresh, model_of
 from omni_jax.training.signals import StopRequest
 from omni_jax.training.step import Trainer
 
+# Other values of these leave the order of the data as it is; who accepts others of `data` accepts another order.
+_SAME_ORDER = ("data.epochs", "data.workers", "data.corrupt_share", "data.augment")
 CHECKPOINTS, MODEL, CONFIG = "checkpoints", "model", "run.json"
 
 
@@ -109,6 +112,7 @@ def run(
     trainer = Trainer(config=model, task=task, optimizer=config.optimizer, mesh=mesh, **options,
                       freeze=config.freeze, rates=config.rates)  # fmt: skip
     rows = Rows(config.data.rows, own_rows(config.data.rows, mesh), config.accumulate)
+    trainer.batch_shardings(step_shapes(config, model, config.data.rows))  # says what does not divide
     output = Path(config.output)
     keeping = dict(keep=config.keep, tolerated=config.tolerated_saves, say=hooks.say)
     with ExitStack() as stack:
@@ -213,12 +217,12 @@ def _continued(
 def _place(data: RunData, state: Mapping[str, Any], step: int, allow: Collection[str], say: Callable) -> None:
     """Sets the data to the place of a checkpoint; where the user accepts other data, to the same step of that.
 
-    Another number of epochs is accepted where the order stays the same until the new end, and does not accept more.
+    Accepting what leaves the order as it is (`data.epochs`, until the new end) is not accepting another one.
     """
     try:
         data.restore(state)
     except DataError as error:
-        if not any(key == "data" or (key.startswith("data.") and key != "data.epochs") for key in allow):
+        if not any(key.split(".")[0] in ("data", "accumulate") and key not in _SAME_ORDER for key in allow):
             raise
         say(f"{error}\nThis was accepted: it goes on with step {step + 1} of the new order.")
         data.seek(step)

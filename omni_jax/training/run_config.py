@@ -23,6 +23,7 @@ from omni_jax.training.step import Guard
 MAY_CHANGE = (
     "output",
     "data.workers",
+    "data.corrupt_share",
     "mesh",
     "remat",
     "log_every",
@@ -166,6 +167,11 @@ class RunConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be at least 0.")
         if self.data.rows < 1 or self.data.workers < 0:
             raise ConfigError(f"data.rows = {self.data.rows} must be at least 1, data.workers at least 0.")
+        if self.data.clip_seconds <= 0 or not 0 <= self.data.corrupt_share <= 1:
+            raise ConfigError(
+                f"data.clip_seconds = {self.data.clip_seconds:g} must be above 0, data.corrupt_share = "
+                f"{self.data.corrupt_share:g} from 0 to 1."
+            )
         if self.eval_every and not self.held_out:
             raise ConfigError("eval_every is given, but no held_out data. Name some, or leave eval_every out.")
         if self.sample_every and not self.prompts:

@@ -28,6 +28,12 @@ def _common(run: "RunConfig") -> dict:
     return dict(dtype=jnp.dtype(run.dtype), remat=run.remat, **media)
 
 
+def _check_room(run: "RunConfig", *kinds: str) -> None:
+    for kind in kinds:
+        if not getattr(run.data.shape, kind):
+            raise ConfigError(f"data.shape.{kind} is 0, and this stage learns from nothing else. Give rows some room.")
+
+
 def _conversations(run: "RunConfig", voices: Mapping[str, int], progress: Any = None) -> OpenData:
     """Data of the stages that learn from conversations."""
     from omni_jax.training.run_data import Conversations
@@ -74,6 +80,7 @@ class TalkerStage:
     def task(self, run: "RunConfig", model: OmniConfig, sources: tuple[str, ...]) -> Task:
         from omni_jax.training.talker_task import TalkerTask
 
+        _check_room(run, "speech")
         return TalkerTask(model, chunk=self.chunk, tasks=sources, text_weight=self.text_weight, **_common(run))
 
     def open_data(self, run: "RunConfig", voices: Mapping[str, int], progress: Any = None) -> OpenData:
@@ -95,6 +102,7 @@ class DpoStage:
     def task(self, run: "RunConfig", model: OmniConfig, sources: tuple[str, ...]) -> Task:
         from omni_jax.training.dpo import DpoTask
 
+        _check_room(run, "speech", "pairs")
         return DpoTask(model, chunk=self.chunk, beta=self.beta, sft_weight=self.sft_weight, **_common(run))
 
     def open_data(self, run: "RunConfig", voices: Mapping[str, int], progress: Any = None) -> OpenData:
@@ -182,6 +190,11 @@ class VocoderStage:
     def task(self, run: "RunConfig", model: OmniConfig, sources: tuple[str, ...]) -> Task:
         from omni_jax.training.vocoder_task import VocoderTask
 
+        if run.data.clip_seconds * 100 < self.segment:
+            raise ConfigError(
+                f"data.clip_seconds = {run.data.clip_seconds:g} is shorter than stage.segment = {self.segment} frames "
+                "of 10 ms. Give longer clips, or a shorter segment."
+            )
         weights = self.mel_weight, self.feature_weight, self.adversarial_weight
         sizes = model.token2wav_config.bigvgan_config, model.discriminator_config
         return VocoderTask(*sizes, self.segment, *weights, dtype=jnp.dtype(run.dtype))

@@ -82,6 +82,8 @@ class ScratchTask:
 
     def __post_init__(self):
         _check_route(self.config, "scratch")
+        if self.mel_weight <= 0:
+            raise ConfigError(f"mel_weight = {self.mel_weight:g} must be above 0, or nothing trains the mel's decoder.")
         codes = math.prod(fsq.check_levels(self.config.levels))
         if codes != self.config.num_codes:
             raise ConfigError(

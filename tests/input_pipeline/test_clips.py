@@ -212,7 +212,7 @@ def test_settings_that_cannot_be_are_refused(folder):
 
 
 def test_a_bad_recording_leaves_its_row_empty_and_all_others_where_they_were(folder, caplog):
-    """Unreadable, missing, empty, too short for a mel: whatever it is, it is counted and told once."""
+    """Unreadable, missing, empty, too short for a mel: whatever it is, it is counted and told."""
     bad = ("noise.wav", "nowhere.wav", "empty.wav", {"audio": "short.wav", "codes": [1]})
     loader = clips(with_bad(folder, "bad.jsonl", *bad, good=20), rows=4, epochs=3)
     with caplog.at_level(logging.WARNING):
@@ -227,8 +227,8 @@ def test_a_bad_recording_leaves_its_row_empty_and_all_others_where_they_were(fol
     assert Counter(each.name for each in skipped) == {f"bad.jsonl:{i}": 3 for i in (2, 4, 6, 8)}
     reasons = {each.name: each.reason for each in skipped}
     assert "nowhere.wav: no such file" in reasons["bad.jsonl:4"] and "at least 0.04 s" in reasons["bad.jsonl:8"]
-    assert len(caplog.records) == 4 and f"skipped bad.jsonl:4: {reasons['bad.jsonl:4']}" in caplog.text
-    assert loader.state()["seen"] == {"used": 20, "corrupt": 4}
+    assert len(caplog.records) == 12 and f"skipped bad.jsonl:4: {reasons['bad.jsonl:4']}" in caplog.text
+    assert loader.state()["seen"] == {"used": 60, "too_long": 0, "corrupt": 12}
 
 
 def test_other_rows_stay_the_same_beside_a_bad_one(folder):
@@ -249,11 +249,11 @@ def test_recordings_that_are_too_long_are_left_out_but_not_corrupt(folder, caplo
     with caplog.at_level(logging.WARNING):
         made = drained(loader := clips(file, epochs=1, max_corrupt_share=0.0))
     assert sum(report.examples for _, report in made) == 13 and caplog.text.count("longer than the limit of 2 s") == 12
-    assert loader.state()["seen"] == {"used": 13, "corrupt": 0}
+    assert loader.state()["seen"] == {"used": 13, "too_long": 12, "corrupt": 0}
 
 
 def test_a_run_ends_when_more_than_the_stated_share_is_corrupt(folder):
-    file = with_bad(folder, "many.jsonl", *["nowhere.wav"] * 8, good=9)
+    file = with_bad(folder, "many.jsonl", *["nowhere.wav"] * 6, good=11)
     assert len(drained(clips(file, epochs=2, rows=4, max_corrupt_share=0.5))) == 9
     file = with_bad(folder, "more.jsonl", *["nowhere.wav"] * 14, good=14)
     file = write_lines(folder / "more.jsonl", [*file.read_text().splitlines(), *[lines_of(folder)[0] | {"audio": "x"}]])
@@ -265,9 +265,37 @@ def test_what_was_seen_before_a_stop_counts_afterwards(folder):
     """Two bad ones of the first ten after a stop are no large share of a hundred."""
     file = with_bad(folder, "two.jsonl", *["nowhere.wav"] * 6, good=6)
     loader = clips(file, max_corrupt_share=0.05)
-    loader.restore(loader.state() | {"seen": {"used": 200, "corrupt": 1}})
+    loader.restore(loader.state() | {"seen": {"used": 200, "too_long": 0, "corrupt": 1}})
     drained(loader, 6)
-    assert loader.state()["seen"] == {"used": 206, "corrupt": 7}
+    assert loader.state()["seen"] == {"used": 206, "too_long": 0, "corrupt": 7}
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1])
+def test_a_run_that_is_stopped_again_and_again_ends_where_one_that_is_not_does(folder, share):
+    file = with_bad(folder, "stopped.jsonl", *["nowhere.wav"] * 3, good=37)
+
+    def ended(steps_at_a_time):
+        state, made = clips(file, epochs=4, max_corrupt_share=share).state(), 0
+        try:
+            while True:
+                loader = clips(file, epochs=4, max_corrupt_share=share)
+                loader.restore(json.loads(json.dumps(state)))
+                now = len(drained(loader, steps_at_a_time))
+                state, made = loader.state(), made + now
+                if now < steps_at_a_time:
+                    return made
+        except DataError:
+            return "too much is corrupt"
+
+    assert ended(9) == ended(10**6) == ("too much is corrupt" if share == 0.05 else 80)
+
+
+def test_held_out_recordings_count_anew_each_time(folder):
+    loader = clips(with_bad(folder, "held.jsonl", "nowhere.wav", good=19), epochs=1, in_order=True)
+    with loader:
+        for _ in range(8):
+            loader.seek(0)
+            assert len(list(loader)) == 10
 
 
 @pytest.mark.parametrize("audio", ["nowhere.wav", "long.wav"])

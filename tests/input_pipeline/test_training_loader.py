@@ -373,6 +373,13 @@ def test_a_longer_run_that_goes_on_from_the_padded_end_of_a_shorter_one_would_mi
         loader(rows=3, epochs=5).restore(end)
 
 
+def test_held_out_examples_count_anew_each_time():
+    with loader(MemorySource("bad", 12, corrupt=frozenset([3])), epochs=1, max_corrupt_share=0.01) as held_out:
+        for _ in range(12):
+            held_out.seek(0)
+            assert len(list(held_out)) == held_out.steps
+
+
 def test_rows_of_a_host_must_be_among_those_of_the_step():
     with pytest.raises(ConfigError, match="are no part of 4"):
         loader(own=slice(2, 6))

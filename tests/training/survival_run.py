@@ -34,6 +34,7 @@ from omni_jax.training.loop import Outcome, Plan, train
 from omni_jax.training.metrics import Clock, Metrics
 from omni_jax.training.signals import StopRequest
 
+MARK = "OMNI_JAX_SURVIVAL_TEST"
 ROWS, WIDTH, EXAMPLES, HEARTBEAT = 8, 4, 1000, 10
 
 
@@ -233,14 +234,14 @@ def command_line(output: Path, steps: int, seconds: float, processes: int, proce
         where = {"COORDINATOR": f"127.0.0.1:{port}", "PROCESSES": processes, "PROCESS": process}
         os.environ |= {f"OMNI_JAX_{name}": str(value) for name, value in where.items()}
         os.environ["OMNI_JAX_HEARTBEAT"] = str(HEARTBEAT)
+    os.environ[MARK] = str(output)  # processes that decode have it too
     take = Loader.__next__
 
     def taken(loader: Loader):
         batch, report = take(loader)
         time.sleep(seconds)
-        if process == 0:
-            with (output / "ids.jsonl").open("a") as out:
-                out.write(json.dumps([loader.state()["step"], list(report.names)]) + "\n")
+        with (output / ("ids.jsonl" if process == 0 else f"ids-{process}.jsonl")).open("a") as out:
+            out.write(json.dumps([loader.state()["step"], list(report.names)]) + "\n")
         return batch, report
 
     Loader.__next__ = taken

@@ -115,10 +115,10 @@ def test_sources_that_are_no_lines_of_recordings_are_refused(recordings, tmp_pat
 
 
 def test_a_speech_tokenizer_is_trained_from_files_to_a_folder(recordings, tmp_path, tiny_checkpoint):
+    """By a worker process, with a recording that cannot be used."""
     from omni_jax.config_json import read_config
     from omni_jax.interop.restore import load_checkpoint_info
 
-    """By a worker process, with a recording that cannot be used."""
     lines = [json.loads(line) for line in recordings.read_text().splitlines()]
     some = write_lines(recordings.with_name("some.jsonl"), [*lines[:5], {**lines[5], "audio": "nowhere.wav"}])
     config = config_of(some, tmp_path, tiny_checkpoint[1], workers=1, rows=4)

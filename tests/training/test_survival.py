@@ -41,8 +41,8 @@ def parameters(output: Path) -> dict[str, bytes]:
         return {name: content[name].tobytes() for name in content.files}
 
 
-def made(output: Path) -> list[tuple[int, list[int]]]:
-    return [tuple(json.loads(line)) for line in (output / "ids.jsonl").read_text().splitlines()]
+def made(output: Path, ids: str = "ids.jsonl") -> list[tuple[int, list[int]]]:
+    return [tuple(json.loads(line)) for line in (output / ids).read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

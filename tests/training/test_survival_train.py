@@ -1,12 +1,11 @@
 """`omni-jax train` itself, with processes that decode for it, killed and started again."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.training.stages import asked, lay_out, line, write_lines
-from tests.training.test_stages_thinker import parameters
+from tests.training.stages import asked, lay_out, line, parameters, write_lines
+from tests.training.survival_run import MARK
 from tests.training.test_survival import launch, made, same_steps_on_the_same_examples
 
 STEPS = 12
@@ -36,6 +35,18 @@ def folder(tmp_path_factory, tiny_checkpoint) -> Path:
     return folder
 
 
+def still_running(output: Path) -> list[str]:
+    """Processes that were started for a run, by the variable that it sets."""
+    mark, found = f"{MARK}={output}".encode(), []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                found.append(process.name)
+        except OSError:  # gone, or another's
+            continue
+    return found
+
+
 def run(folder: Path, name: str, signals: str = "", processes: int = 1) -> list[dict]:
     (folder / name).mkdir()
     return launch(folder / name, signals, processes, steps=STEPS, kind="train")
@@ -54,12 +65,15 @@ def test_kills_at_random_moments_change_no_bit_and_no_sample(folder, whole):
     assert [attempt["statuses"] for attempt in attempts] == [[-9], [-9], [0], [-9], [0]]
     assert parameters(folder / "killed" / "model") == parameters(whole[1] / "model")
     same_steps_on_the_same_examples(folder / "killed", whole[1], STEPS)
-    left = subprocess.run(["pgrep", "-f", str(folder / "killed")], capture_output=True, text=True, check=False)
-    assert not left.stdout  # processes that decode have ended with those that were killed
+    assert not still_running(folder / "killed")  # what decodes has ended with those that were killed
 
 
 def test_when_one_of_two_processes_is_killed_both_go_on_later(folder, whole):
     attempts = run(folder, "pair", "KILL", processes=2)
     assert attempts[0]["statuses"][0] == -9 and attempts[0]["statuses"][1] not in (0, -9)
     assert parameters(folder / "pair" / "model") == parameters(whole[2] / "model")
-    assert dict(made(folder / "pair")) == dict(made(whole[2]))
+    for ids in ("ids.jsonl", "ids-1.jsonl"):  # of each host
+        assert dict(made(folder / "pair", ids)) == dict(made(whole[2], ids))
+    first, second = (dict(made(whole[2], ids)) for ids in ("ids.jsonl", "ids-1.jsonl"))
+    both = [name for step in range(1, STEPS + 1) for name in (*first[step], *second[step])]
+    assert both == [name for _, names in sorted(dict(made(whole[1])).items()) for name in names]
