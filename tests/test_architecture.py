@@ -22,6 +22,8 @@ BASE = {"omni_jax.config", "omni_jax.config_json", "omni_jax.errors", "omni_jax.
 ALLOWED["omni_jax.interop"] = BASE | {"omni_jax.models", "omni_jax.layers", "omni_jax.sharding", "omni_jax.sampling"}
 ALLOWED["omni_jax.sampling"] = BASE | {"omni_jax.models", "omni_jax.layers", "omni_jax.sharding", "omni_jax.interop"}
 ALLOWED["omni_jax.training"] = BASE | {"omni_jax.models", "omni_jax.layers", "omni_jax.sharding", "omni_jax.interop"}
+# asks what sampling runs, and measures pauses and words as training does
+ALLOWED["omni_jax.evaluation"] = BASE | {"omni_jax.sampling", "omni_jax.training"}
 # looks at what the others make, and nobody but the command line looks at it
 ALLOWED["omni_jax.compilation"] = ALLOWED["omni_jax.sampling"] | {
     "omni_jax.sampling",

@@ -91,7 +91,7 @@ def run(args: EvalArgs) -> int:
     imported_checkpoint(args.checkpoint)
     from omni_jax.evaluation.identity import checkpoint_identity, code_identity
     from omni_jax.evaluation.normal import library
-    from omni_jax.evaluation.report import not_measured, passed, report_rows
+    from omni_jax.evaluation.report import decoding, not_measured, passed, report_rows
     from omni_jax.evaluation.scorers import NAMES, Scorers
     from omni_jax.evaluation.suites import load_suite
 
@@ -107,14 +107,18 @@ def run(args: EvalArgs) -> int:
     rows = []
     for task in _chosen(args, suite):
         rows += not_measured(task, left_out[task.name]) if task.name in left_out else []
-        rows += [measured[m.name] for m in task.measures if m.name in measured]
+        spoken = {"decoding": decoding(task) | {"speech": _speech(args)}} if task.speak else {}
+        rows += [measured[m.name] | spoken for m in task.measures if m.name in measured]
     rows = [row | {"checkpoint": checkpoint["sha256"][:16]} for row in rows]
     out, verdict = console.Output(args.json), passed(rows)
-    _tell(out, rows, checkpoint, target)
-    about = {"suite": suite.name, "checkpoint": checkpoint, "code": code_identity(), "to": str(target)}
+    code = code_identity()
+    _tell(out, rows, checkpoint, f"{code}; answers in {target}")
+    about = {"suite": suite.name, "checkpoint": checkpoint, "code": code, "to": str(target)}
     scoring = {name: getattr(args, name) for name in NAMES}
     seconds = time.perf_counter() - started
-    out.result({"pass": verdict, "rows": rows, **about, "speech": _speech(args), "scorers": scoring, "seconds": seconds})
+    out.result(
+        {"pass": verdict, "rows": rows, **about, "speech": _speech(args), "scorers": scoring, "seconds": seconds}
+    )
     return console.FAILED if verdict is False else console.OK
 
 
@@ -191,7 +195,7 @@ def _speech(args: EvalArgs) -> dict[str, Any]:
 def _asked(args: EvalArgs, suite: Any, data: list[Any], scorers: Any, checkpoint: dict, target: Path) -> list[Any]:
     """Outcomes of all tasks; the model is loaded only if a line is not answered yet."""
     from omni_jax.evaluation.report import Outcome, decoding
-    from omni_jax.evaluation.results import ResultsFile, read_results
+    from omni_jax.evaluation.results import ResultsFile
     from omni_jax.evaluation.scorers import NAMES
 
     files, before = [], {}
@@ -205,9 +209,7 @@ def _asked(args: EvalArgs, suite: Any, data: list[Any], scorers: Any, checkpoint
             path.unlink(missing_ok=True)
         files.append(ResultsFile(path, settings))
         if args.compare is not None and (args.compare / path.name).is_file():
-            old, before[task.name] = read_results(args.compare / path.name)
-            if old.get("data") != each.digest:
-                raise DataError(f"{args.compare / path.name} is of other lines than {task.file}. Compare like with like.")
+            before[task.name] = _earlier(args.compare / path.name, settings)
     todo = [[item for item in each.items if item.index not in file.rows] for each, file in zip(data, files)]
     if any(todo):
         _ask(args, data, files, todo, scorers)
@@ -218,6 +220,21 @@ def _asked(args: EvalArgs, suite: Any, data: list[Any], scorers: Any, checkpoint
     return outcomes
 
 
+def _earlier(path: Path, settings: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Rows of an earlier run. Raises DataError where it is of other lines, or was scored by somebody else."""
+    from omni_jax.evaluation.results import read_results
+    from omni_jax.evaluation.scorers import NAMES
+
+    old, rows = read_results(path)
+    for name in ("data", *NAMES):
+        if old.get(name) != settings[name]:
+            raise DataError(
+                f"{path} has another {name} ({old.get(name)!r:.60}, now {settings[name]!r:.60}).\n"
+                "Compare like with like."
+            )
+    return rows
+
+
 def _ask(args: EvalArgs, data: list[Any], files: list[Any], todo: list[list[Any]], scorers: Any) -> None:
     """Asks what is left, batch by batch, and adds answers and scores to the files."""
     from omni_jax.cli.conversation import Answerer
@@ -226,9 +243,7 @@ def _ask(args: EvalArgs, data: list[Any], files: list[Any], todo: list[list[Any]
     from omni_jax.models.flow import FlowOptions
     from omni_jax.sampling.speech_options import CODE_SAMPLING, SpeechOptions
 
-    codes = replace(
-        CODE_SAMPLING, max_new_tokens=args.max_codes, temperature=args.speech_temperature, seed=args.seed
-    )
+    codes = replace(CODE_SAMPLING, max_new_tokens=args.max_codes, temperature=args.speech_temperature, seed=args.seed)
     speech = SpeechOptions(codes=codes, flow=FlowOptions(args.solver, args.steps))
     model = Answerer(
         args.checkpoint,
@@ -277,7 +292,7 @@ def _kept(args: EvalArgs, task: str, answer: Any) -> str:
     return str(path)
 
 
-def _tell(out: console.Output, rows: list[dict[str, Any]], checkpoint: dict[str, str], target: Path) -> None:
+def _tell(out: console.Output, rows: list[dict[str, Any]], checkpoint: dict[str, str], ending: str) -> None:
     """A table; then prompts and decoding, so that each figure can be had again."""
 
     def figure(value: Any) -> str:
@@ -301,5 +316,7 @@ def _tell(out: console.Output, rows: list[dict[str, Any]], checkpoint: dict[str,
             decoding = ", ".join(f"{name} {value}" for name, value in row["decoding"].items() if value is not None)
             asked.setdefault((row["prompt"], decoding), []).append(row["name"])
     for (prompt, decoding), names in asked.items():
-        out.write(f"\n{', '.join(names)}: first prompt\n  " + prompt.replace("\n", "\n  ") + f"\n  decoding: {decoding}")
-    out.write(f"\ncheckpoint {checkpoint['path']}, SHA-256 {checkpoint['sha256'][:16]}; answers in {target}")
+        out.write(
+            f"\n{', '.join(names)}: first prompt\n  " + prompt.replace("\n", "\n  ") + f"\n  decoding: {decoding}"
+        )
+    out.write(f"\ncheckpoint {checkpoint['path']}, SHA-256 {checkpoint['sha256'][:16]}; {ending}")
