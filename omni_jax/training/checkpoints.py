@@ -8,6 +8,7 @@ OUTPUT/checkpoints/
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -149,8 +150,13 @@ class Checkpoints:
 
     def _remove_partial(self, step: int | None) -> None:
         """What a failed save has left takes the room that the next one needs."""
-        for left in self.folder.glob(f"{step}.*tmp*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for _ in range(40):  # threads that write other parts of it may not have noticed yet
+            remains = list(self.folder.glob(f"{step}.*tmp*"))
+            if not remains:
+                return
+            for left in remains:
+                shutil.rmtree(left, ignore_errors=True)
+            time.sleep(0.05)
 
     def about(self, step: int) -> dict[str, Any]:
         """What was stored beside the state.
