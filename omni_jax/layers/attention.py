@@ -5,10 +5,13 @@ which spares a pass over the scores.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from omni_jax.kernels.target import current_target
 
 _MASKED = -1e30  # finite: a row that may see nothing gives a uniform average, never NaN
 
@@ -44,7 +47,9 @@ def attend(
     mask = jnp.broadcast_to(mask, (batch, *mask.shape[1:]))
     tile = min(keys & -keys, _TILE_KEYS)
     worth = used is not None or length * keys * heads // kv_heads >= _WORTH_TILING
-    if worth and tile >= 64:
+    if worth and tile >= 64 and used is None and current_target().platform == "cpu":
+        out = _attend_differentiably(grouped, key, value, mask, tile)
+    elif worth and tile >= 64:
         out = jax.lax.platform_dependent(
             grouped, key, value, mask, used, cpu=lambda *args: _attend_in_tiles(*args, tile), default=_attend_at_once
         )
@@ -172,6 +177,28 @@ def _attend_in_tiles(query, key, value, mask, used, tile: int):
     out = jax.lax.map(one_head, (jnp.arange(batch * kv_heads), rows))
     out = out.reshape(batch, kv_heads, length // steps, groups, steps, width).swapaxes(2, 3)
     return out.reshape(query.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend_differentiably(query, key, value, mask, tile: int):
+    """`_attend_in_tiles`, whose gradient is that of `_attend_at_once`.
+
+    To go backward through the tiles would store and read them all: 2.4 times slower at 2,048 keys on 2 CPU cores.
+    """
+    return _attend_in_tiles(query, key, value, mask, None, tile)
+
+
+def _forward(query, key, value, mask, tile: int):
+    return _attend_differentiably(query, key, value, mask, tile), (query, key, value, mask)
+
+
+def _backward(tile: int, kept, slope):
+    *inputs, mask = kept
+    _, back = jax.vjp(lambda *each: _attend_at_once(*each, mask), *inputs)
+    return *back(slope), None
+
+
+_attend_differentiably.defvjp(_forward, _backward)
 
 
 def _exponentials(scores: Float[Array, "... S"]) -> tuple[Float[Array, "... S"], Float[Array, "... 1"]]:
