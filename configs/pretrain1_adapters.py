@@ -4,7 +4,7 @@
 
 Paper: section 3, first stage: the language model is frozen, the adapters are trained before the encoders.
 Chips: meant for v5p-16 or v6e-16 for 7B; not measured yet.
-Memory: see docs/performance.md; `omni-jax compile --workload train` tells it for other chips and sizes.
+Memory: see docs/performance.md; `omni-jax compile --workload pretrain1_adapters` tells it for other chips.
 Ours: learning rate, batch and number of steps; the paper states none. `omni-jax assemble` makes the checkpoint.
 """
 

@@ -4,7 +4,7 @@
 
 Paper: section 3, first stage, after configs/pretrain1_adapters.py.
 Chips: meant for v5p-16 or v6e-16 for 7B; not measured yet.
-Memory: see docs/performance.md; `omni-jax compile --workload train` tells it for other chips and sizes.
+Memory: see docs/performance.md; `omni-jax compile --workload pretrain1_encoders` tells it for other chips.
 Ours: learning rates (the adapters have been trained and move five times as fast), batch, steps.
 """
 

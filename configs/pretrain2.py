@@ -4,7 +4,7 @@
 
 Paper: section 3, second stage: 800 billion tokens of images and video, 300 of audio, 100 of video with audio.
 Chips: meant for v5p-64 (7B); not measured yet.
-Memory: see docs/performance.md; `omni-jax compile --workload train` tells it for other chips and sizes.
+Memory: see docs/performance.md; `omni-jax compile --workload pretrain2` tells it for other chips.
 Ours: learning rates, batch, steps, and the share of plain text. Weights of the media follow the paper's token counts.
 """
 

@@ -4,7 +4,7 @@
 
 Paper: section 3, third stage: all data extended to 32,768 tokens, with long audio and video.
 Chips: meant for v5p-64 (7B) with fsdp=8,context=4; not measured yet.
-Memory: see docs/performance.md; `omni-jax compile --workload train` tells it for other chips and sizes.
+Memory: see docs/performance.md; `omni-jax compile --workload pretrain3` tells it for other chips.
 Ours: learning rates, batch, steps, mixture.
 """
 

@@ -4,7 +4,7 @@
 
 Paper: section 2.4 uses qwen-tts-tokenizer, whose encoder is not published; this is our way to its codes.
 Chips: meant for v5p-8 or v6e-8; not measured yet.
-Memory: see docs/performance.md; `omni-jax compile --workload train` tells it for other chips and sizes.
+Memory: see docs/performance.md; `omni-jax compile --workload speech_tokenizer_inversion` tells it for other chips.
 Ours: everything. Pairs of codes and sound come from the Talker and Token2Wav of the same checkpoint.
 """
 

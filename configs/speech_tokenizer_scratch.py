@@ -4,7 +4,7 @@
 
 Paper: none; the design is that of Qwen3-TTS (arXiv:2601.15621) with finite scalar quantisation.
 Chips: meant for v5p-8 or v6e-8; not measured yet.
-Memory: see docs/performance.md; `omni-jax compile --workload train` tells it for other chips and sizes.
+Memory: see docs/performance.md; `omni-jax compile --workload speech_tokenizer_scratch` tells it for other chips.
 Ours: everything. Afterwards configs/token2wav.py and configs/vocoder.py make sound of its codes.
 """
 

@@ -4,7 +4,7 @@
 
 Paper: section 4.3, third stage: multi-speaker instruction tuning for naturalness and control.
 Chips: meant for v5p-8 or v6e-16 for 7B; not measured yet.
-Memory: see docs/performance.md; `omni-jax compile --workload train` tells it for other chips and sizes.
+Memory: see docs/performance.md; `omni-jax compile --workload talker_speaker` tells it for other chips.
 Ours: learning rate, batch, steps. `omni-jax voices --add` gives the checkpoint new voices. Of the Thinker only their
     rows among the embeddings change: no gradient reaches the others, and there is no decay.
 """

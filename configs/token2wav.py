@@ -4,7 +4,7 @@
 
 Paper: section 2.4: flow-matching DiT with sliding-window block attention.
 Chips: meant for v5p-8 or v6e-8; not measured yet.
-Memory: see docs/performance.md; `omni-jax compile --workload train` tells it for other chips and sizes.
+Memory: see docs/performance.md; `omni-jax compile --workload token2wav` tells it for other chips.
 Ours: learning rate, batch, steps; conditions are dropped as in F5-TTS (arXiv:2410.06885).
 """
 

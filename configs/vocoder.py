@@ -4,7 +4,7 @@
 
 Paper: section 2.4 takes BigVGAN (arXiv:2206.04658) as it is; this trains one on other mels or voices.
 Chips: meant for v5p-8 or v6e-8; not measured yet.
-Memory: see docs/performance.md; `omni-jax compile --workload train` tells it for other chips and sizes.
+Memory: see docs/performance.md; `omni-jax compile --workload vocoder` tells it for other chips.
 Ours: batch and steps; learning rate, betas and loss weights are BigVGAN's.
 """
 
