@@ -81,9 +81,7 @@ def shrunk(name: str, *, steps: int, learning_rate: float, rows: int = 2, shape:
     optimizer = replace(config.optimizer, learning_rate=learning_rate, warmup_steps=3, total_steps=steps)
     # by weight, one of a handful of samples would not come for many steps
     sources = tuple(replace(source, weight=None) for source in config.data.sources)
-    data = replace(
-        config.data, sources=sources, shape=shape, rows=rows, epochs=None, workers=changes.pop("workers", 0)
-    )
+    data = replace(config.data, sources=sources, shape=shape, rows=rows, epochs=None, workers=changes.pop("workers", 0))
     common = dict(dtype="float32", log_every=1, save_every=0, sample_every=0, mesh={})
     return replace(config, optimizer=optimizer, data=data, **{**common, **changes})
 
