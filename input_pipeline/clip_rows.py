@@ -53,10 +53,10 @@ class ClipRows:
         name = lines.where(line)
         try:
             rng = None if self.in_order else np.random.default_rng((self.seed, row))
-            return _made(self.kind.read(line_of(lines, line), lines.path.parent, rng), chosen, name)
+            return _made(self.kind.read(line_of(lines, line), lines.path.parent, rng), name)
         except (OmniError, OSError) as error:
             fault = str(error), getattr(error, "kind", "corrupt media")
-            return _made(self.kind.empty(), chosen, name, fault)
+            return _made(self.kind.empty(), name, fault)
 
     def row_bytes(self) -> int:
         """What the arrays of one row take."""
@@ -72,9 +72,8 @@ class ClipRows:
 
 @dataclass(frozen=True)
 class Met:
-    """A recording that a row was to hold, by its number, and why it does not."""
+    """A recording that a row was to hold, and why it does not."""
 
-    recording: int
     skipped: Skipped | None = None
     kind: str = ""
 
@@ -82,8 +81,8 @@ class Met:
 def joined(rows: Sequence[dict[str, Any]], kind: type) -> tuple[tuple[Any, tuple[Met, ...]], Report]:
     """What `ClipRows` has made of some rows, of a class of `speech_batch`: (batch, recordings), report."""
     batch = stacked([kind(**{name: np.asarray(array) for name, array in row["arrays"].items()}) for row in rows])
-    met = tuple(_met(row) for row in rows if row["recording"] >= 0)
-    names = tuple(row["name"] for row in rows if row["recording"] >= 0 and not row["fault"])
+    met = tuple(_met(row) for row in rows if row["name"])
+    names = tuple(row["name"] for row in rows if row["name"] and not row["fault"])
     skipped = tuple(each.skipped for each in met if each.skipped is not None)
     return (batch, met), Report(len(names), batch.num_codes, names, skipped)
 
@@ -98,15 +97,18 @@ def line_of(lines: JsonLines, index: int) -> Mapping[str, Any]:
 
 def _met(row: dict[str, Any]) -> Met:
     if not row["fault"]:
-        return Met(row["recording"])
+        return Met()
     reason, kind = row["fault"]
-    return Met(row["recording"], Skipped(row["name"], reason), kind)
+    return Met(Skipped(row["name"], reason), kind)
 
 
-def _made(row: Any, recording: int = -1, name: str = "", fault: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A tree that Grain knows, so that it can hand arrays over in shared memory. fault: reason and kind."""
+def _made(row: Any, name: str = "", fault: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A tree that Grain knows, so that it can hand arrays over in shared memory.
+
+    name: of the recording, empty where the row was to hold none. fault: reason and kind.
+    """
     arrays = {field.name: getattr(row, field.name) for field in fields(row)}
-    return {"arrays": arrays, "recording": recording, "name": name, "fault": fault}
+    return {"arrays": arrays, "name": name, "fault": fault}
 
 
 @lru_cache(maxsize=2)

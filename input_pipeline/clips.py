@@ -12,7 +12,7 @@ from typing import Any
 from input_pipeline.clip_kinds import ClipKind
 from input_pipeline.clip_rows import TOO_LONG, ClipRows, Met, joined, line_of
 from input_pipeline.jsonl import JsonLines
-from input_pipeline.loader_ahead import Report, StepLoader, check_corrupt
+from input_pipeline.loader_ahead import Report, StepLoader, check_corrupt, check_unchanged, places_of
 from input_pipeline.loader_rows import Skipped
 from omni_jax.errors import ConfigError, DataError, OmniError
 
@@ -57,14 +57,9 @@ class Clips(StepLoader):
             ConfigError: `own` is no part of the rows; negative seed, no epochs.
             DataError: too many of the first lines cannot be used; they are named.
         """
-        own = slice(0, rows) if own is None else own
-        if not 0 <= own.start < own.stop <= rows or accumulate < 1:
-            raise ConfigError(
-                f"Rows {own.start} to {own.stop} of this host, {accumulate} times, are no part of {rows}."
-            )
+        places = places_of(rows, own, accumulate)
         if seed < 0 or (epochs is not None and epochs < 1):
             raise ConfigError(f"data.seed = {seed} must be at least 0, data.epochs = {epochs} at least 1.")
-        places = tuple(part * rows + row for part in range(accumulate) for row in range(own.start, own.stop))
         maker = ClipRows(tuple(files), kind, rows * accumulate, places, seed, epochs, in_order)
         join = partial(joined, kind=type(kind.empty()))
         super().__init__(maker, join, first_step=0, workers=workers, prefetch=prefetch)
@@ -100,13 +95,7 @@ class Clips(StepLoader):
             DataError: the order of recordings is another one now, also where the run is to end elsewhere and has gone
                 through the earlier end; what has changed is named.
         """
-        changed = _differences(state, self._about) or self._other_end(state)
-        if changed:
-            raise DataError(
-                "The data is not what this run was begun with, so it cannot go on with the same order:\n  "
-                + "\n  ".join(changed)
-                + "\nUndo the change, or begin a new run from the last checkpoint's parameters."
-            )
+        check_unchanged(_differences(state, self._about) or self._other_end(state))
         self.seek(int(state["step"]))
         self._counts = {fate: int(state["seen"][fate]) for fate in _FATES}
 

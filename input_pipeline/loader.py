@@ -15,13 +15,12 @@ from typing import Any
 
 import grain
 
-from input_pipeline.loader_ahead import Report, StepLoader, check_corrupt
+from input_pipeline.loader_ahead import Report, StepLoader, check_corrupt, check_unchanged, places_of
 from input_pipeline.loader_rows import RowMaker, Skipped, stacked
 from input_pipeline.plan import Plan
 from input_pipeline.sources import Source
 from input_pipeline.training_batch import OmniBatch, RowShape
 from omni_jax.config import OmniConfig
-from omni_jax.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +86,7 @@ class Loader(StepLoader):
         Raises:
             CapacityError, ConfigError, DataError: see `Plan`; or `own` is no part of the rows.
         """
-        own = slice(0, rows) if own is None else own
-        if not 0 <= own.start < own.stop <= rows or accumulate < 1:
-            raise ConfigError(
-                f"Rows {own.start} to {own.stop} of this host, {accumulate} times, are no part of {rows}."
-            )
+        places = places_of(rows, own, accumulate)
         self.plan = Plan(
             [source.sizes for source in sources],
             weights,
@@ -105,7 +100,6 @@ class Loader(StepLoader):
         self.totals = Totals()
         self._first_skipped: list[Skipped] = []
         self._rows, self._max_corrupt_share = rows * accumulate, max_corrupt_share
-        places = tuple(part * rows + row for part in range(accumulate) for row in range(own.start, own.stop))
         maker = RowMaker(tuple(sources), self.plan, config, self._rows, places, allow_missing_reference)
         super().__init__(maker, _joined, first_step=first_step, workers=workers, prefetch=prefetch)
 
@@ -134,13 +128,7 @@ class Loader(StepLoader):
         changed = self.plan.difference(state["plan"])
         if state["rows"] != self._rows:
             changed.append(f"rows of a step: were {state['rows']}, are {self._rows}")
-        changed = changed or self._other_end(state)
-        if changed:
-            raise DataError(
-                "The data is not what this run was begun with, so it cannot go on with the same order:\n  "
-                + "\n  ".join(changed)
-                + "\nUndo the change, or begin a new run from the last checkpoint's parameters."
-            )
+        check_unchanged(changed or self._other_end(state))
         self.seek(int(state["step"]))
         self.totals.examples, self.totals.skipped = state["seen"]["examples"], state["seen"]["skipped"]
 

@@ -20,7 +20,7 @@ import grain
 from absl import flags
 
 from input_pipeline.loader_rows import Skipped, begin_worker
-from omni_jax.errors import DataError
+from omni_jax.errors import ConfigError, DataError
 
 _ENDLESS = 1 << 62
 _SMALLEST_SHARED = 1 << 16  # bytes; smaller arrays are pickled
@@ -149,6 +149,31 @@ class StepLoader(ABC):
         dataset = grain.experimental.WithOptionsIterDataset(one_by_one, options)
         processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer)
         return iter(dataset.mp_prefetch(processes, worker_init_fn=begin_worker))
+
+
+def places_of(rows: int, own: slice | None, accumulate: int) -> tuple[int, ...]:
+    """Of the rows of a step, those of this host: of the first micro-batch, then of the second, ….
+
+    Args:
+        rows: of a micro-batch over all hosts. own: of these, the rows of this host; None for all.
+
+    Raises:
+        ConfigError: `own` is no part of the rows.
+    """
+    own = slice(0, rows) if own is None else own
+    if not 0 <= own.start < own.stop <= rows or accumulate < 1:
+        raise ConfigError(f"Rows {own.start} to {own.stop} of this host, {accumulate} times, are no part of {rows}.")
+    return tuple(part * rows + row for part in range(accumulate) for row in range(own.start, own.stop))
+
+
+def check_unchanged(changed: Sequence[str]) -> None:
+    """Raises DataError where the order of the data is another one than a state was taken in; `changed` says why."""
+    if changed:
+        raise DataError(
+            "The data is not what this run was begun with, so it cannot go on with the same order:\n  "
+            + "\n  ".join(changed)
+            + "\nUndo the change, or begin a new run from the last checkpoint's parameters."
+        )
 
 
 def check_corrupt(skipped: int, seen: int, share: float, first: Sequence[Skipped], what: str = "examples") -> None:

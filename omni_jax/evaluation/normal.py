@@ -11,12 +11,12 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable
-from functools import cache
-from importlib import import_module
-from typing import Any
+from functools import cache, partial
 
-from omni_jax.errors import ConfigError
 from omni_jax.evaluation.zh_numbers import spoken_zh
+from omni_jax.training import transcripts
+
+library = partial(transcripts.library, needed="this metric needs it")
 
 _DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # zhon.hanzi.punctuation, in which seed-tts-eval looks marks up, and the ASCII ones; ' stays
@@ -81,15 +81,3 @@ def _english() -> Callable[[str], str]:
 @cache
 def _basic() -> Callable[[str], str]:
     return library("whisper_normalizer.basic").BasicTextNormalizer()
-
-
-def library(name: str) -> Any:
-    """A module of the extra `evaluation`. Raises ConfigError with the command that installs it."""
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name.split(".")[0]:
-            raise
-        raise ConfigError(
-            f"{error.name} is not installed; this metric needs it. Run: pip install 'omni-jax[evaluation]'"
-        ) from error

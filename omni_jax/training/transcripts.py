@@ -7,7 +7,8 @@ letter by letter, so that the rate is one of characters. One rate an utterance, 
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal
 
 from omni_jax.errors import ConfigError
 
@@ -46,27 +47,26 @@ def word_error_rate(text: str, transcript: str, language: Language) -> float:
     words, heard = normal_words(text, language), normal_words(transcript, language)
     if not words:
         raise ConfigError("A text without words has no word error rate. Leave it out.")
-    jiwer = _library("jiwer")
+    jiwer = library("jiwer")
     return float(jiwer.process_words(" ".join(words), " ".join(heard)).wer)
 
 
 @cache
 def _normaliser(language: Language) -> Callable[[str], str]:
-    basic = _library("whisper_normalizer.basic").BasicTextNormalizer(split_letters=language == "zh")
+    basic = library("whisper_normalizer.basic").BasicTextNormalizer(split_letters=language == "zh")
     if language == "zh":
         return basic
-    english = _library("whisper_normalizer.english").EnglishTextNormalizer()
+    english = library("whisper_normalizer.english").EnglishTextNormalizer()
     return lambda text: basic(english(text))
 
 
-def _library(name: str):
-    from importlib import import_module
-
+def library(name: str, needed: str = "word error rates need it") -> Any:
+    """A module of the extra `evaluation`. Raises ConfigError with the command that installs it."""
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name.split(".")[0]:
             raise
         raise ConfigError(
-            f"{error.name} is not installed; word error rates need it. Run: pip install 'omni-jax[evaluation]'"
+            f"{error.name} is not installed; {needed}. Run: pip install 'omni-jax[evaluation]'"
         ) from error
