@@ -2,46 +2,26 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from omni_jax.cli.prefer_answers import with_speech
 from omni_jax.errors import DataError
+from omni_jax.evaluation.line_file import LineFile
 from omni_jax.training.preferences import SpokenSample
 
 
-class AnswerFile:
-    """Texts with their judged answers, a line each, added as they are made; the first line says how.
-
-    A line that was cut short by a crash is cut off, and drawn again.
-    """
+class AnswerFile(LineFile):
+    """Texts with their judged answers, a line each. One that was cut short by a crash is cut off, and drawn again."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
-        """Opens or begins it.
+        """See `LineFile`."""
+        self.done: set[int] = set()
+        super().__init__(path, settings)
 
-        Raises:
-            DataError: it was begun with other settings, or cannot be read or written.
-        """
-        self.path, self.done = path, set()
-        try:
-            if path.exists():
-                self._go_on(settings)
-            else:
-                self._begin(settings)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be used: {error.strerror}. Choose another --to.") from error
-
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Raises DataError where the disk is full, or the like."""
-        try:
-            with open(self.path, "a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be written: {error.strerror}.") from error
-        self.done.update(row["index"] for row in rows)
+    def _added(self, row: Mapping[str, Any]) -> None:
+        self.done.add(row["index"])
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """In the order of the texts."""
@@ -56,11 +36,6 @@ class AnswerFile:
             for index in sorted(places):
                 stream.seek(places[index])
                 yield json.loads(stream.readline())
-
-    def _begin(self, settings: Mapping[str, Any]) -> None:
-        half = self.path.with_name(f".{self.path.name}.part")
-        half.write_text(json.dumps({"settings": settings}, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(half, self.path)
 
     def _go_on(self, settings: Mapping[str, Any]) -> None:
         whole = 0

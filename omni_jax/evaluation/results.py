@@ -2,47 +2,28 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omni_jax.errors import DataError
+from omni_jax.evaluation.line_file import LineFile
 
 
-class ResultsFile:
-    """A line for each answer, added as they are made; the first line says how.
-
-    A last line that was cut short by a crash is cut off, and asked again.
-    """
+class ResultsFile(LineFile):
+    """A line for each answer. A last line that was cut short by a crash is cut off, and asked again."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
-        """Opens or begins it.
+        """See `LineFile`."""
+        self.rows: dict[int, dict[str, Any]] = {}
+        super().__init__(path, settings)
 
-        Raises:
-            DataError: it was begun with other settings, is damaged, or cannot be read or written.
-        """
-        self.path, self.rows = path, {}
-        try:
-            if path.exists():
-                self._go_on(settings)
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                half = path.with_name(f".{path.name}.part")
-                half.write_text(json.dumps({"settings": settings}, ensure_ascii=False) + "\n", encoding="utf-8")
-                os.replace(half, path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be used: {error.strerror}. Choose another --to.") from error
+    def _added(self, row: Mapping[str, Any]) -> None:
+        self.rows[row["index"]] = dict(row)
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Raises DataError where the disk is full, or the like."""
-        try:
-            with open(self.path, "a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be written: {error.strerror}.") from error
-        self.rows.update((row["index"], dict(row)) for row in rows)
+    def _begin(self, settings: Mapping[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        super()._begin(settings)
 
     def _go_on(self, settings: Mapping[str, Any]) -> None:
         old, self.rows, whole = _read(self.path)
