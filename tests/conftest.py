@@ -1,7 +1,10 @@
 """Settings and fixtures for all tests. Environment variables are set before anything imports JAX."""
 
+import gc
 import os
 from pathlib import Path
+
+from tests.processes import xla_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
@@ -9,7 +12,9 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("XLA_FLAGS", xla_flags())
 
+import jax
 import jaxtyping
 import pytest
 from filelock import FileLock
@@ -30,6 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 # Shapes and types of every call are checked while tests run (not in use).
 jaxtyping.install_import_hook(["omni_jax.layers", "omni_jax.models"], "beartype.beartype")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_programs_of_other_files():
+    """Compiled programs go with their file: each maps memory, and a process may have no more than 65,530 mappings."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

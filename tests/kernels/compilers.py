@@ -27,7 +27,7 @@ def compiled(script: str, package: str, *arguments: str) -> dict:
             pytest.fail(message)
         pytest.skip(message)
     # the settings of this process's JAX (precision, cache of compiled programs) are not those of the programs
-    environment = {name: text for name, text in os.environ.items() if not name.startswith("JAX_")}
+    environment = {name: text for name, text in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     environment |= {"PYTHONPATH": f"{FOLDER}:{ROOT}", "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

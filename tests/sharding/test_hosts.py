@@ -12,6 +12,7 @@ import pytest
 
 from omni_jax.errors import ShardingError
 from omni_jax.sharding import hosts
+from tests.processes import xla_flags
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ def run(checkpoint, processes: int) -> list[dict]:
     for index in range(processes):
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
+            "XLA_FLAGS": xla_flags(8 // processes),
         }
         if processes > 1:
             environment |= {

@@ -8,16 +8,12 @@ import os
 import subprocess
 import sys
 
-# Compiling is all that takes time here: the least of it.
-FLAGS = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
-)
+from tests.processes import xla_flags
 
 
 def run_on_eight_devices(kind: str) -> list[str]:
     """What this file prints for "text" or "media"."""
-    environment = os.environ | {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.training.eight_devices", kind]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

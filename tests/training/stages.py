@@ -19,12 +19,9 @@ import soundfile
 
 from input_pipeline.training_batch import RowShape
 from tests.input_pipeline.media_files import numbered_frame, picture, tone, write_film, write_image
+from tests.processes import xla_flags
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# Most of the time goes into compiling: the least of it.
-CHEAP = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
-)
 SHAPE = RowShape(tokens=256, audio_blocks=3, patches=64)
 
 Line = dict[str, Any]
@@ -157,7 +154,7 @@ def codes(output: str, lines: Sequence[Line]) -> list[tuple[list[int], str | Non
 
 def run_in_child(module: str, folder: Path, *kind: str, **environment: str) -> Mapping[str, Any]:
     """What `python -m MODULE [KIND] FOLDER` leaves in results.json."""
-    variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": CHEAP, "PYTHONPATH": str(CONFIGS.parent)}
+    variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(), "PYTHONPATH": str(CONFIGS.parent)}
     command = [sys.executable, "-m", module, *kind, str(folder)]
     done = subprocess.run(command, env=variables | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -21,6 +21,7 @@ from omni_jax.interop.restore import load_checkpoint_info, restore_leaves
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.training.checkpoints import Checkpoints
 from omni_jax.training.run_config import changed, check_same
+from tests.processes import xla_flags
 
 SHAPE = (64, 64)
 
@@ -231,7 +232,7 @@ def test_eight_devices_go_on_from_one_and_one_from_eight(tmp_path):
     state = {"a": jax.device_put(jnp.arange(128.0).reshape(16, 8), place), "b": jax.device_put(jnp.int32(1), place)}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     subprocess.run([sys.executable, "-c", MOVED, str(tmp_path)], env=environment, check=True, timeout=300)
     with Checkpoints(tmp_path) as checkpoints:
@@ -265,7 +266,11 @@ def test_two_hosts_write_one_model_folder(tmp_path, tiny_checkpoint):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-c", HALVES, str(tiny_checkpoint[1]), str(tmp_path / "model")]
-    common = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parents[2])}
+    common = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": xla_flags(),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     common |= {"OMNI_JAX_COORDINATOR": f"127.0.0.1:{port}", "OMNI_JAX_PROCESSES": "2"}
     both = [subprocess.Popen(command, env=common | {"OMNI_JAX_PROCESS": str(number)}) for number in (0, 1)]
     try:

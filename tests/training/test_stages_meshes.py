@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.stages import CHEAP, lay_out, run_in_child
+from tests.processes import xla_flags
+from tests.training.stages import lay_out, run_in_child
 
 MODULE = "tests.training.stages_meshes"
 
@@ -26,8 +27,7 @@ def alone(folder) -> list[float]:
 
 @pytest.fixture(scope="module")
 def eight(folder, alone):
-    flags = f"{CHEAP} --xla_force_host_platform_device_count=8"
-    return run_in_child(MODULE, folder, "eight", XLA_FLAGS=flags)
+    return run_in_child(MODULE, folder, "eight", XLA_FLAGS=xla_flags(8))
 
 
 @pytest.mark.parametrize("mesh", ["data", "fsdp and tensor", "fsdp and context"])

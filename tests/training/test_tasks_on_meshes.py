@@ -5,6 +5,8 @@ import subprocess
 import sys
 import textwrap
 
+from tests.processes import xla_flags
+
 CODE = """
     import re, sys
 
@@ -51,7 +53,7 @@ CODE = """
 
 
 def test_a_mesh_changes_neither_losses_nor_gradients_and_moves_no_rows():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CODE)], env=environment, capture_output=True, text=True
     )
