@@ -57,7 +57,7 @@ def hear(waveform, rate):
     assert rate == 24000 and waveform.dtype == "float32"
     return "one two"
 """
-SPEECH = ["--solver", "euler", "--steps", 2, "--max-codes", 30, "--recognizer", "ears:hear"]
+SPEECH = ["--solver", "euler", "--steps", 2, "--max-codes", 30, "--recognizer", "suite_ears:hear"]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def folder(tmp_path_factory):
     line = {"voice": "Ethan", "like": "c.wav"}
     write_lines(folder / "says.jsonl", [line | {"reference": "One two."}, line | {"reference": "One four."}])
     (folder / "suite.py").write_text(SUITE)
-    (folder / "ears.py").write_text(EARS)
+    (folder / "suite_ears.py").write_text(EARS)
     return folder
 
 
@@ -165,7 +165,7 @@ def test_what_has_no_scorer_is_not_measured(run, spoken, tmp_path):
     wer, mos = result["rows"]
     assert status == 0 and wer["value"] == 0.25 and wer["difference"] == 0 and result["pass"] is True
     assert mos["value"] is None and mos["pass"] is None and "--mos-scorer" in mos["why"] and "--mos-scorer" in told
-    assert result["scorers"]["recognizer"] == "ears:hear" and wer["decoding"]["speech"]["steps"] == 2
+    assert result["scorers"]["recognizer"] == "suite_ears:hear" and wer["decoding"]["speech"]["steps"] == 2
 
 
 def test_a_suite_by_name(run, tmp_path, folder):
@@ -222,4 +222,4 @@ def test_bad_lines_show_before_anything_is_loaded(run, tmp_path, folder, monkeyp
 def test_other_settings_need_another_folder(run, spoken, tmp_path):
     assert "another steps" in run("--task", "reads", *SPEECH, "--steps", 3, "--to", spoken.to)[2]
     deaf = ("--task", "reads", *SPEECH[:-2], "--to", tmp_path, "--compare", spoken.to)
-    assert "another recognizer ('ears:hear', now None)" in run(*deaf)[2]
+    assert "another recognizer ('suite_ears:hear', now None)" in run(*deaf)[2]

@@ -54,7 +54,7 @@ def omni(tiny_checkpoint, tmp_path_factory):
     """Runs the command in a folder with a module of recognisers: status and JSON result."""
     folder = tmp_path_factory.mktemp("prefer")
     write_media(folder / "data")
-    (folder / "ears.py").write_text(EARS)
+    (folder / "prefer_ears.py").write_text(EARS)
     lines = [
         {"messages": [user("What?"), assistant(TEXT)]},
         {"messages": [user("<audio>What?"), assistant(TEXT)], "audios": ["beep.wav"]},
@@ -77,7 +77,7 @@ def made(omni):
     target = omni.folder / "pairs.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(omni.folder)
-        status = omni.run("--prompts", omni.prompts, "--to", target, "--scorer", "ears:hear", *FAST)
+        status = omni.run("--prompts", omni.prompts, "--to", target, "--scorer", "prefer_ears:hear", *FAST)
     assert status == 0
     return target
 
@@ -88,7 +88,7 @@ def again(omni, made, capsys, monkeypatch):
     monkeypatch.chdir(omni.folder)
 
     def run(*options, to=made):
-        argv = ["--prompts", omni.prompts, "--to", to, "--scorer", "ears:hear", *FAST, "--json", *options]
+        argv = ["--prompts", omni.prompts, "--to", to, "--scorer", "prefer_ears:hear", *FAST, "--json", *options]
         status = omni.run(*argv)
         captured = capsys.readouterr()
         return status, json.loads(captured.out) if captured.out else None, captured.err
@@ -259,12 +259,13 @@ def test_the_model_is_asked_as_in_the_published_evaluation():
 def test_a_recogniser_of_ones_own(omni, monkeypatch):
     monkeypatch.chdir(omni.folder)
     waveform = np.ones(100, np.float32)
-    heard = own_scorer("ears:times")([waveform], ["en"])[0]
+    heard = own_scorer("prefer_ears:times")([waveform], ["en"])[0]
     assert heard.text == "oh a cat so" and heard.words[1] == ("a", 1.0, 1.5)
-    for name, words in (("ears:broken", "failed on a recording: ValueError: no ears"), ("ears:silly", "found 3")):
+    cases = (("prefer_ears:broken", "failed on a recording: ValueError: no ears"), ("prefer_ears:silly", "found 3"))
+    for name, words in cases:
         with pytest.raises(ConfigError, match=words):
             own_scorer(name)([waveform], ["en"])
-    for name in ("ears", "ears:nothing", "no_such_module:hear"):
+    for name in ("prefer_ears", "prefer_ears:nothing", "no_such_module:hear"):
         with pytest.raises(ConfigError, match="cannot be imported"):
             own_scorer(name)
 

@@ -10,7 +10,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.clip_files import _array, codes_of, text_of, voice_of
+from input_pipeline.clip_files import codes_of, load_array, text_of, voice_of
 from input_pipeline.clip_kinds import CodedClips, SoundClips, TranscribedClips, VoicedClips
 from input_pipeline.media_audio import load_audio
 from input_pipeline.mel import log_mel
@@ -220,7 +220,7 @@ def test_any_damage_to_an_array_is_a_fault_of_the_data(tmp_path_factory, changes
     path = tmp_path_factory.getbasetemp() / f"damaged_{os.getpid()}.npy"
     path.write_bytes(damaged[:length])
     try:
-        _array(path).sum()
+        load_array(path).sum()
     except DataError as error:
         assert path.name in str(error)
 

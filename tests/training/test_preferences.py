@@ -173,9 +173,9 @@ def test_word_errors_are_counted_after_normalisation():
         word_error_rate("...", "yes", "en")
 
 
-def test_a_missing_library_is_named_with_its_extra(monkeypatch):
+def test_a_missing_library_is_named_with_its_extra():
     with pytest.raises(ConfigError, match=r"no_such_library is not installed.*omni-jax\[evaluation\]"):
-        transcripts._library("no_such_library.part")
+        transcripts.library("no_such_library.part")
 
 
 @settings(max_examples=50, deadline=None)
