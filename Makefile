@@ -39,7 +39,7 @@ demo: $(READY)
 # Each process computes with one thread, or they would fight for the processors; a file's tests share a process, and so
 # what it has compiled. Files go in the order of tests/conftest.py, the longest first.
 test: $(READY) $(COMPILERS)/.ready
-	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow'
+	JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15 -m 'not slow'
 
 lint: $(READY)
 	$(BIN)/ruff check .

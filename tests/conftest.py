@@ -22,9 +22,11 @@ from filelock import FileLock
 # Files that take longest begin first (`make test` keeps the order), so that no worker waits for the other's last file.
 # Those that share compiled programs lie apart: the later ones find them in the cache.
 LONGEST = (
-    "test_live", "test_parity", "test_tpu_compile", "test_sound", "test_hosts", "test_pipeline", "test_sharding",
-    "test_gradient_parity", "test_speech", "test_gpu_compile", "test_generate", "test_interval_attention",
-    "test_gpu_interval", "test_cli_speech", "test_cli_chat", "test_int8", "test_greedy_parity", "test_interval_corners",
+    "test_survival_train", "test_stages_meshes", "test_sharding", "test_stages_thinker", "test_pipeline",
+    "test_stages_sound", "test_cli_speech_data", "test_parity", "test_tpu_compile", "test_whole_and_step",
+    "test_cli_prefer", "test_survival", "test_token2wav_task", "test_speech_tokenizer_task", "test_vocoder_task",
+    "test_stages_talker", "test_cli_train", "test_speech", "test_live", "test_sound", "test_encoders",
+    "test_accelerator_paths", "test_warpers", "test_trainer", "test_dit", "test_trainer_media", "test_gpu_compile",
 )  # fmt: skip
 
 

@@ -4,6 +4,12 @@
 CHEAP_XLA = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
 )
+# The opposite, as `compiler_options` of a program that runs for hundreds of steps.
+ALL_PASSES = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+}
 
 
 def xla_flags(devices: int = 1) -> str:

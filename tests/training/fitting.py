@@ -1,5 +1,6 @@
 """A short run of plain Adam on one batch, for tests that a task can be learnt."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 
 from omni_jax.training.task import Losses
+from tests.processes import ALL_PASSES
 
 
 def fit(
@@ -25,7 +27,7 @@ def fit(
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=ALL_PASSES)
     def step(params, state, batch, key):
         def mean(params):
             losses = loss(params, batch, key)
