@@ -3,7 +3,7 @@
     omni-jax train --config configs/pretrain1_encoders.py
 
 Paper: section 3, first stage, after configs/pretrain1_adapters.py.
-Chips: meant for v5p-16 or v6e-16 for 7B; not measured yet.
+Chips: v5p-16 for 7B takes 36.1 of 95.7 GiB by the compiler's account; never run.
 Memory: see docs/performance.md; `omni-jax compile --workload pretrain1_encoders` tells it for other chips.
 Ours: learning rates (the adapters have been trained and move five times as fast), batch, steps.
 """

@@ -3,7 +3,7 @@
     omni-jax train --config configs/sft.py
 
 Paper: section 4.1 and 4.2: text, visual, audio and mixed-modality conversations; loss on the assistant's words.
-Chips: v5p-16 for 7B takes 27.2 of 95.7 GiB by the compiler's account; never run.
+Chips: v5p-16 for 7B takes 27.1 of 95.7 GiB by the compiler's account; never run.
 Memory: see docs/performance.md; `omni-jax compile --workload sft` tells it for other chips.
 Ours: learning rate, batch, steps; the encoders stay as they are.
 """

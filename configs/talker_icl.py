@@ -3,7 +3,7 @@
     omni-jax train --config configs/talker_icl.py
 
 Paper: section 4.3, first stage: in-context learning by next-token prediction on multimodal contexts and spoken answers.
-Chips: v5p-16 for 7B takes 9.5 of 95.7 GiB by the compiler's account; never run.
+Chips: v5p-8 for 7B takes 18.6 of 95.7 GiB by the compiler's account; never run.
 Memory: see docs/performance.md; `omni-jax compile --workload talker_icl` tells it for other chips.
 Ours: learning rate, batch, steps. The Thinker is frozen, so text is not learnt here: it is what the Talker reads. With
     text_weight above 0 and ^thinker/ left out of freeze the Thinker learns it beside, as in configs/sft.py.

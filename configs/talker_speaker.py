@@ -3,7 +3,7 @@
     omni-jax train --config configs/talker_speaker.py
 
 Paper: section 4.3, third stage: multi-speaker instruction tuning for naturalness and control.
-Chips: meant for v5p-8 or v6e-16 for 7B; not measured yet.
+Chips: v5p-8 for 7B takes 25.6 of 95.7 GiB by the compiler's account; never run.
 Memory: see docs/performance.md; `omni-jax compile --workload talker_speaker` tells it for other chips.
 Ours: learning rate, batch, steps. `omni-jax voices --add` gives the checkpoint new voices. Of the Thinker only their
     rows among the embeddings change: no gradient reaches the others, and there is no decay.

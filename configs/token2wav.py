@@ -3,7 +3,7 @@
     omni-jax train --config configs/token2wav.py
 
 Paper: section 2.4: flow-matching DiT with sliding-window block attention.
-Chips: meant for v5p-8 or v6e-8; not measured yet.
+Chips: v5p-8 takes 7.8 of 95.7 GiB by the compiler's account; never run.
 Memory: see docs/performance.md; `omni-jax compile --workload token2wav` tells it for other chips.
 Ours: learning rate, batch, steps; conditions are dropped as in F5-TTS (arXiv:2410.06885).
 """
