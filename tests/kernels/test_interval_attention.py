@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni_jax.kernels import patterns
-from omni_jax.kernels.interval_attention import interval_attention, interval_plan
+from omni_jax.kernels.interval_attention import block_sizes, interval_attention, interval_plan
+from omni_jax.kernels.interval_attention.schedule import most_pairs
 from omni_jax.kernels.target import Target, assume_target
 
 few = settings(max_examples=5, deadline=None)
@@ -125,6 +126,29 @@ def test_one_token(reach):
 
 def test_whole_frames_with_heads_that_straddle_registers():
     assert_as_reference(random_inputs(150, 150, 8, 8, 80), patterns.packed_blocks(jnp.array([100, 40]), 150))
+
+
+def test_chunks_grow_where_pairs_would_not_fit_their_memory(monkeypatch):
+    monkeypatch.setattr(block_sizes, "MAX_PAIRS", 8)
+    inputs = random_inputs(1300, 1300, 2, 1, 128)
+    bounds = patterns.packed_blocks(jnp.array([700, 30, 513]), 1300)
+    plan = interval_plan(*bounds, 1300, heads=2, kv_heads=1, head_dim=128, dtype=jnp.float32, implementation="tpu").tpu
+    # one chunk for each block: 8 of queries, in whole chunks, and 6 of keys
+    assert (plan.sizes.forward.chunk, plan.sizes.keys.chunk) == (2048, 2048)
+    assert (plan.queries.owner.size, plan.keys.owner.size) == (8, 6)
+    assert_as_reference(inputs, bounds)
+
+
+@pytest.mark.parametrize("length, reach", [(8192, None), (98_304, None), (131_072, None), (500_000, 20_000)])
+def test_pairs_fit_scalar_memory_at_any_length(length, reach):
+    shape = dict(heads=16, kv_heads=16, head_dim=80, length=length, keys=length, reach=reach)
+    sizes = block_sizes.choose(Target("tpu", "v5p"), **shape)
+    for one in (sizes.forward, sizes.queries, sizes.keys):
+        pairs = most_pairs(length, length, block=one.block, chunk=one.chunk, reach=reach)
+        assert pairs <= 98_304  # of 8 bytes, in 1 MiB
+        assert one.chunk % one.part == 0
+    if length == 8192:
+        assert (sizes.forward.chunk, sizes.keys.chunk) == (512, 256)  # no more than must be
 
 
 def test_a_plan_is_made_once_for_all_layers_of_a_scan():

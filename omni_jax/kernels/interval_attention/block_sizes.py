@@ -7,6 +7,7 @@ quarter of the code of 512 by 512, and waste less on the diagonal of a causal ma
 
 import dataclasses
 
+from omni_jax.kernels.interval_attention.schedule import most_pairs
 from omni_jax.kernels.interval_attention.tpu_flat import FlatSizes
 from omni_jax.kernels.interval_attention.tpu_parts import LANES, head_tile, round_up
 from omni_jax.kernels.interval_attention.tpu_window import WindowSizes
@@ -39,6 +40,9 @@ _CHIPS = {
     "tpu7x": Chip(48 * _MEBI),
 }
 _OTHER = Chip(15 * _MEBI, stage_heads=4)
+
+# Two words a pair lie in scalar memory, 1 MiB on all of them.
+MAX_PAIRS = 96 * 1024
 
 WINDOW_BLOCK = 128
 MAX_WINDOW_REACH = 128  # the backward pass keeps keys in memory for one block of queries longer
@@ -73,6 +77,8 @@ def choose(
 
     def sizes(own: int, other: int, block: int, chunk: int, part: int) -> FlatSizes:
         block, chunk = min(block, round_up(own, LANES)), min(chunk, round_up(other, LANES))
+        while most_pairs(own, other, block=block, chunk=chunk, reach=reach) > MAX_PAIRS and chunk < other:
+            chunk *= 2  # of a very long sequence: more is worked on beside the diagonal, in as many parts
         part = part if chunk % part == 0 else LANES
         return FlatSizes(head_dim, group, block, chunk, part, step, chip.vmem_limit)
 

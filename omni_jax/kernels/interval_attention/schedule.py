@@ -53,7 +53,9 @@ def by_queries(start, stop, keys: int, *, block: int, chunk: int, reach: int | N
     high = jnp.max(jnp.where(empty, 0, stop), axis=1)
     counts = jnp.maximum((high - low + chunk - 1) // chunk, 1)
     low = jnp.where(high > 0, low, 0)
-    owner, place, last, count = _lay_out(counts, blocks * _most(keys, block, chunk, reach))
+    owner, place, last, count = _lay_out(
+        counts, most_pairs(blocks * block, keys, block=block, chunk=chunk, reach=reach)
+    )
     first = low[owner] + place * chunk
     full = (jnp.max(start, axis=1)[owner] <= first) & (jnp.min(stop, axis=1)[owner] >= first + chunk)
     flags = FIRST * (place == 0) + LAST * last + FULL * full
@@ -74,7 +76,9 @@ def by_keys(start, stop, keys: int, *, block: int, chunk: int, reach: int | None
     first = jnp.argmax(touched, axis=1).astype(jnp.int32)
     beyond = chunks - jnp.argmax(touched[:, ::-1], axis=1).astype(jnp.int32)
     counts = jnp.where(jnp.any(touched, axis=1), beyond - first, 1)
-    owner, place, last, count = _lay_out(counts, blocks * _most(chunks * chunk, block, chunk, reach))
+    owner, place, last, count = _lay_out(
+        counts, most_pairs(keys, chunks * chunk, block=block, chunk=chunk, reach=reach)
+    )
     query = first[owner] + place
     begin = owner * block
     full = (jnp.max(start, axis=1)[query] <= begin) & (jnp.min(stop, axis=1)[query] >= begin + block)
@@ -82,10 +86,13 @@ def by_keys(start, stop, keys: int, *, block: int, chunk: int, reach: int | None
     return Schedule(owner, (query * chunk // ROWS << _FLAGS) + flags.astype(jnp.int32), count)
 
 
-def _most(total: int, block: int, chunk: int, reach: int | None) -> int:
-    """Most chunks, of `total` elements, that one block can need; one more than fits, where they begin anywhere."""
-    chunks = -(-total // chunk)
-    return chunks if reach is None else min(chunks, -(-(block + 2 * reach + ROWS) // chunk) + 1)
+def most_pairs(own: int, other: int, *, block: int, chunk: int, reach: int | None = None) -> int:
+    """Room for the pairs of `own` elements in blocks with `other` elements in chunks.
+
+    With a `reach`, a block needs one chunk more than fits, for they begin anywhere.
+    """
+    blocks, chunks = -(-own // block), -(-other // chunk)
+    return blocks * (chunks if reach is None else min(chunks, -(-(block + 2 * reach + ROWS) // chunk) + 1))
 
 
 def _lay_out(counts, most: int):
