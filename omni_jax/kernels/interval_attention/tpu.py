@@ -101,7 +101,10 @@ def interval_attention_tpu(
     chunk = sizes.chunk if isinstance(sizes, WindowSizes) else max(sizes.forward.chunk, sizes.keys.block)
     padding = ((0, max(round_up(keys, ROWS), chunk) - keys), (0, 0))
     key, value = (jnp.pad(x.reshape(keys, -1), padding) for x in (key, value))
-    out = _attend(sizes, interpret, plan, query.reshape(length, -1), key, value)
+    query = query.reshape(length, -1)
+    if isinstance(sizes, Flat) and sizes.keys.chunk > sizes.forward.block:  # else no block lies beyond the last query
+        query = jnp.pad(query, ((0, plan.bounds.shape[1] - length), (0, 0)))
+    out = _attend(sizes, interpret, plan, query, key, value)[:length]
     if moved:
         out = out.reshape(length, kv_heads // per_tile, heads // kv_heads, per_tile, head_dim).swapaxes(2, 3)
     return out.reshape(length, heads, head_dim)
