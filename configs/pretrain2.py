@@ -3,7 +3,7 @@
     omni-jax train --config configs/pretrain2.py
 
 Paper: section 3, second stage: 800 billion tokens of images and video, 300 of audio, 100 of video with audio.
-Chips: meant for v5p-64 (7B); not measured yet.
+Chips: v5p-64 for 7B takes 35.4 of 95.7 GiB by the compiler's account; never run.
 Memory: see docs/performance.md; `omni-jax compile --workload pretrain2` tells it for other chips.
 Ours: learning rates, batch, steps, and the share of plain text. Weights of the media follow the paper's token counts.
 """
