@@ -6,6 +6,7 @@ rematerialised work is counted again, because it is done again.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,10 @@ from typing import Any
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from omni_jax.compilation.kernels import known_kernel
+
+# Named scopes that say how often the dearer branch of a conditional is taken, and how many rows lie end to end.
+_SHARE = re.compile(r"\b(\d+)_of_(\d+)\b")
+_ROWS = re.compile(r"\brows_(\d+)\b")
 
 
 @dataclass
@@ -25,6 +30,7 @@ class Flops:
     total: int = 0
     guessed: int = 0
     uncounted: list[str] = field(default_factory=list)
+    scopes: list[str] = field(default_factory=list, repr=False)  # of the equations around the one that is counted
 
 
 def count_flops(jaxpr: ClosedJaxpr | Jaxpr, *, while_trips: int = 1) -> Flops:
@@ -33,7 +39,8 @@ def count_flops(jaxpr: ClosedJaxpr | Jaxpr, *, while_trips: int = 1) -> Flops:
     Args:
         while_trips: iterations of each `while` loop; scans state theirs. Loops inside such loops run as often too.
 
-    Of a conditional the branch with most counts. A kernel counts its `pl.CostEstimate`, or its body times its grid.
+    Of a conditional the branch with most counts, or as often as a scope `4_of_32` around it says. A kernel counts its
+    `pl.CostEstimate`, or what `kernels.py` says, or its body times its grid.
     """
     flops = Flops()
     flops.total = _jaxpr(_open(jaxpr), while_trips, flops)
@@ -52,7 +59,11 @@ def _equation(eqn: JaxprEqn, trips: int, flops: Flops) -> int:
     name, params = eqn.primitive.name, eqn.params
 
     def inner(jaxpr: Any) -> int:
-        return _jaxpr(_open(jaxpr), trips, flops)
+        flops.scopes.append(str(eqn.source_info.name_stack))
+        try:
+            return _jaxpr(_open(jaxpr), trips, flops)
+        finally:
+            flops.scopes.pop()
 
     match name:
         case "dot_general":
@@ -68,7 +79,9 @@ def _equation(eqn: JaxprEqn, trips: int, flops: Flops) -> int:
             flops.guessed += 1
             return trips * (inner(params["body_jaxpr"]) + inner(params["cond_jaxpr"]))
         case "cond":
-            return max(map(inner, params["branches"]))
+            counts = sorted(map(inner, params["branches"]))
+            taken, layers = _hint(_SHARE, eqn, flops) or (1, 1)
+            return (taken * counts[-1] + (layers - taken) * counts[0]) // layers
         case "shard_map":
             sizes = dict(params["mesh"].shape)
             manual = params.get("manual_axes") or sizes
@@ -84,6 +97,12 @@ def _parts(params: dict[str, Any]) -> Iterator[Any]:
         for each in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(each, (ClosedJaxpr, Jaxpr)):
                 yield each
+
+
+def _hint(pattern: re.Pattern[str], eqn: JaxprEqn, flops: Flops) -> tuple[int, ...] | None:
+    """Numbers of the innermost named scope of this form: what the shapes of a program do not tell."""
+    found = list(pattern.finditer("/".join([*flops.scopes, str(eqn.source_info.name_stack)])))
+    return tuple(map(int, found[-1].groups())) if found else None
 
 
 def _dot(eqn: JaxprEqn) -> int:
@@ -107,7 +126,8 @@ def _kernel(eqn: JaxprEqn, inner: Any, flops: Flops) -> int:
     name = str(eqn.params.get("name_and_src_info") or eqn.params.get("name") or "kernel")
     known = known_kernel(name)
     if known is not None:
-        return known.flops([variable.aval for variable in eqn.invars])
+        (rows,) = _hint(_ROWS, eqn, flops) or (1,)
+        return known.flops([variable.aval for variable in eqn.invars]) // rows
     grid = eqn.params["grid_mapping"].grid
     if all(isinstance(size, int) for size in grid):
         return math.prod(grid) * inner(eqn.params["jaxpr"])

@@ -69,14 +69,15 @@ def _attend(query, key, value, start, stop, reach):
 
     # rows laid end to end: the kernel knows no batch
     offset = jnp.arange(batch)[:, None] * keys
-    out = interval_attention(
-        query.reshape(-1, heads, width),
-        key.reshape(-1, kv_heads, width),
-        value.reshape(-1, kv_heads, width),
-        (start + offset).reshape(-1),
-        (stop + offset).reshape(-1),
-        reach=reach,
-    )
+    with jax.named_scope(f"rows_{batch}"):  # read by compilation/flops.py
+        out = interval_attention(
+            query.reshape(-1, heads, width),
+            key.reshape(-1, kv_heads, width),
+            value.reshape(-1, kv_heads, width),
+            (start + offset).reshape(-1),
+            (stop + offset).reshape(-1),
+            reach=reach,
+        )
     return out.reshape(batch, length, heads, width)
 
 

@@ -157,12 +157,14 @@ class VisionEncoder(nn.Module):
         tables = axial_tables(layout.coordinates, head_dim=config.head_dim, theta=config.rope_theta)
         whole_frame = np.zeros(config.depth, bool)
         whole_frame[list(config.fullatt_block_indexes)] = True
-        x, outputs = nn.scan(
+        layers = nn.scan(
             rematerialised(VisionLayer, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=config.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, trace=self.trace, name="layers", **common)(x, jnp.asarray(whole_frame), tables, layout)
+        )(config, trace=self.trace, name="layers", **common)
+        with jax.named_scope(f"{whole_frame.sum()}_of_{config.depth}"):  # read by compilation/flops.py
+            x, outputs = layers(x, jnp.asarray(whole_frame), tables, layout)
         return PatchMerger(config, name="merger", **common)(x), outputs

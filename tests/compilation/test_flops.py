@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from omni_jax.compilation.flops import count_flops
 from omni_jax.kernels.interval_attention import interval_attention
 from omni_jax.kernels.target import Target, assume_target
+from omni_jax.layers.interval_attention import attend_intervals
 
 SIZES = st.integers(1, 9)
 
@@ -46,6 +47,34 @@ def test_a_while_loop_counts_as_often_as_the_caller_says():
 def test_of_a_conditional_the_dearer_branch_counts():
     branches = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)  # noqa: E731
     assert flops(branches, (4, 4)).total == 2 * 2 * 4**3
+
+
+def test_a_scope_says_how_often_the_dearer_branch_is_taken():
+    def layer(x, whole):
+        return jax.lax.cond(whole, lambda x: x @ x @ x, lambda x: x @ x, x), None
+
+    def layers(x):
+        with jax.named_scope("2_of_8"):
+            return jax.lax.scan(jax.checkpoint(layer), x, jnp.arange(8) % 4 == 3)[0]
+
+    assert flops(layers, (4, 4)).total == (2 * 2 + 6) * 2 * 4**3
+    backward = flops(jax.grad(lambda x: layers(x).sum()), (4, 4)).total
+    assert backward == (2 * 2 + 6) * 2 * 4**3 + (2 * (4 + 1) + 6 * 2) * 2 * 4**3
+
+
+def test_rows_that_lie_end_to_end_do_not_see_each_other():
+    """Of the kernel for long intervals, forward and backward."""
+
+    def total(rows):
+        shape = (rows, 1024, 2, 128)
+        bounds = (jnp.broadcast_to(each, (rows, 1024)) for each in (0, jnp.arange(1024) + 1))
+        with assume_target(Target("tpu", "v5e")):
+            attend = lambda q, k, v: attend_intervals(q, k, v, *bounds).sum()  # noqa: E731
+            return flops(jax.grad(attend, argnums=(0, 1, 2)), shape, shape, shape).total
+
+    sums_of_rows = 2 * 1024 * 2 * 128
+    assert total(1) == (2 + 3 + 4) * 2 * 1024 * 1024 // 2 * 2 * 128 + sums_of_rows
+    assert total(3) == 3 * total(1)
 
 
 def test_wrappers_are_seen_through():
