@@ -48,7 +48,7 @@ def steps(*, scale: float = 1.0, data: tuple[str, ...] = ()) -> list[Step]:
         scale: lengths of all runs are multiplied by this.
         data: more options of make_data.
     """
-    sounds = ("token2wav", "vocoder")
+    sounds, codes = ("token2wav", "vocoder"), tuple(f"codes_{voice}" for voice in VOICES)
     taken = ("speaker_encoder=runs/token2wav/model", "dit=runs/token2wav/model", "bigvgan=runs/vocoder/model")
     spoken, last = "runs/talker_icl/model", "runs/talker_speaker/model"
     chain = [
@@ -68,14 +68,14 @@ def steps(*, scale: float = 1.0, data: tuple[str, ...] = ()) -> list[Step]:
         _run("pretrain1_encoders", ("pretrain1_adapters",), scale),
         _run("pretrain2", ("pretrain1_encoders",), scale),
         _run("sft", ("pretrain2",), scale),
-        _run("talker_icl", ("sft", *(f"codes_{voice}" for voice in VOICES)), scale),
+        _run("talker_icl", ("sft", *codes), scale),
         _made("speaking", ("talker_icl", *sounds), "join", "--base", spoken, "--take", *taken, "--to", "speaking"),
         Step("prefer", ("speaking",), "omni_jax.cli.main", (
             "prefer", "--checkpoint", "speaking", "--prompts", "hard_prompts.jsonl", "--to", "preferences.jsonl",
             "--samples", "4", "--solver", "euler", "--steps", "6", "--max-codes", "400", "--max-new-tokens", "48",
         ), "preferences.jsonl", "preferences.jsonl"),
         _run("talker_dpo", ("speaking", "prefer"), scale),
-        _run("talker_speaker", ("talker_dpo",), scale),
+        _run("talker_speaker", ("talker_dpo", *codes), scale),
         _made("omni-tiny", ("talker_speaker",), "join", "--base", last, "--dtype", "bfloat16", "--to", "omni-tiny"),
     ]  # fmt: skip
     return chain
