@@ -35,12 +35,12 @@ from omni_jax.sampling.voices_file import write_voices
 
 FIRST_VOICE = 1110  # row of the embedding, beyond all tokens and the Talker's marks
 SMALLEST = 4 * 28 * 28  # pixels of a picture or frame: 56x56
-# Judges as small as the vocoder is: those of BigVGAN have 80 times its parameters.
+# Judges as small as the vocoder is, or they would take most of a step: those of BigVGAN have 80 times its parameters.
 JUDGES = DiscriminatorConfig(
     periods=(2, 3, 5),
     period_channels=(16, 32, 64, 128),
-    resolutions=((1024, 120, 600), (512, 50, 240)),
-    resolution_channels=16,
+    resolutions=((1024, 120, 600), (512, 60, 240)),
+    resolution_channels=8,
 )
 
 

@@ -15,7 +15,7 @@ config = RunConfig(
     stage=SpeechTokenizerStage(route="scratch", size="omni-tiny", mel_weight=4.0, from_audio_encoder=False),
     checkpoint="start",
     output="runs/speech_tokenizer",
-    data=DataConfig(sources=(SourceConfig("transcribed.jsonl"),), clip_seconds=6, augment=True, rows=16, workers=1),
+    data=DataConfig(sources=(SourceConfig("transcribed.jsonl"),), clip_seconds=4, augment=True, rows=16, workers=1),
     held_out=(SourceConfig("held_out_recordings.jsonl"),),
     held_out_batches=4,
     eval_every=500,

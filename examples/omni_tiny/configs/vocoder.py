@@ -14,7 +14,7 @@ config = RunConfig(
     stage=VocoderStage(segment=32),
     checkpoint="start",
     output="runs/vocoder",
-    data=DataConfig(sources=(SourceConfig("recordings.jsonl"),), clip_seconds=0.5, rows=8, workers=1),
+    data=DataConfig(sources=(SourceConfig("recordings.jsonl"),), clip_seconds=0.5, rows=4, workers=1),
     optimizer=OptimizerConfig(
         learning_rate=5e-4,
         warmup_steps=0,
