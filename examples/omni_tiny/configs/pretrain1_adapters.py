@@ -17,8 +17,8 @@ config = RunConfig(
     output="runs/pretrain1_adapters",
     data=DataConfig(
         sources=(SourceConfig("image_text.jsonl", weight=0.5), SourceConfig("audio_text.jsonl", weight=0.5)),
-        shape=RowShape(tokens=1024, audio_blocks=16, patches=320),
-        rows=2,
+        shape=RowShape(tokens=512, audio_blocks=8, patches=128),
+        rows=4,
         workers=1,
     ),
     # left to train: the vision merger, the audio encoder's last norm and projection

@@ -18,10 +18,9 @@ config = RunConfig(
     output="runs/talker_icl",
     data=DataConfig(
         sources=tuple(SourceConfig(f"coded_{voice}.jsonl") for voice in VOICES),
-        shape=RowShape(tokens=512, audio_blocks=6, patches=128, speech=1536),
-        rows=2,
+        shape=RowShape(tokens=512, audio_blocks=6, patches=128, speech=1280),
+        rows=4,
         workers=1,
-        use_audio_in_video=True,
     ),
     freeze=("^thinker/", "^audio_encoder/", "^vision_encoder/"),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, total_steps=3000),

@@ -18,10 +18,9 @@ config = RunConfig(
     output="runs/talker_speaker",
     data=DataConfig(
         sources=tuple(SourceConfig(f"coded_{voice}.jsonl", weight=0.25) for voice in VOICES),
-        shape=RowShape(tokens=512, audio_blocks=6, patches=128, speech=1536),
-        rows=2,
+        shape=RowShape(tokens=512, audio_blocks=6, patches=128, speech=1280),
+        rows=4,
         workers=1,
-        use_audio_in_video=True,
     ),
     freeze=("^thinker/(?!embed/)", "^audio_encoder/", "^vision_encoder/"),
     rates={"^thinker/embed/": 10.0},
