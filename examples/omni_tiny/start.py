@@ -2,7 +2,8 @@
 
     python -m examples.omni_tiny.start --data .omni_tiny --tokenizer .omni_tiny/tokenizer --to .omni_tiny/start
 
-Like a folder of `omni-jax assemble` with no source at all: every part is drawn by its module's own initialiser.
+Like a folder of `omni-jax assemble` with no source at all: every part is drawn by its module's own initialiser, but for
+the last biases of sound (outset.py). The speech tokenizer is there from the beginning, for it has one of them.
 """
 
 import json
@@ -12,10 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import flax.linen as nn
+import jax
 import numpy as np
 import tyro
 from tyro.conf import arg
 
+from examples.omni_tiny.outset import output_biases
 from input_pipeline.media import load_audio
 from input_pipeline.voice_mel import RATE, voice_mel
 from omni_jax.config import DiscriminatorConfig, OmniConfig, ProcessorConfig
@@ -24,11 +28,13 @@ from omni_jax.errors import OmniError
 from omni_jax.interop.assemble_config import published_form
 from omni_jax.interop.assemble_random import random_leaves
 from omni_jax.interop.import_checkpoint import PARAMS, RECORD
-from omni_jax.interop.orbax_stream import write_params
+from omni_jax.interop.orbax_stream import StreamedLeaf, write_params
 from omni_jax.interop.random_checkpoint import preprocessor_json
 from omni_jax.interop.random_tokenizer import FIRST_SPECIAL_ID, SPECIAL_TOKENS
 from omni_jax.interop.tables import table
+from omni_jax.interop.weight_table import flatten
 from omni_jax.interop.write_aside import write_aside
+from omni_jax.models.speech_tokenizer import init_params
 from omni_jax.presets import preset, speech_tokenizer_preset
 from omni_jax.sampling.voices import FILE as VOICES
 from omni_jax.sampling.voices_file import write_voices
@@ -53,7 +59,7 @@ class Args:
     """
 
     data: Annotated[Path, arg(metavar="DIR")]
-    """The folder that make_data has filled; of it voices.json and the recordings that it names are read."""
+    """The folder that make_data has filled; of it voices.json and some recordings are read."""
     tokenizer: Annotated[Path, arg(metavar="DIR")]
     """The folder that examples.omni_tiny.tokenizer wrote."""
     to: Annotated[Path, arg(metavar="DIR")]
@@ -71,19 +77,37 @@ def main(args: Args) -> None:
     config = preset("omni-tiny")
     entries, dtype = table(config), np.dtype(np.float32)
     leaves = {leaf.path: leaf for leaf in random_leaves(config, [e.path for e in entries], seed=args.seed, dtype=dtype)}
+    leaves |= {path: leaf_of(path, value) for path, value in random_tokenizer(args.seed).items()}
+    for path, value in output_biases(args.data).items():
+        assert leaves[path].shape == value.shape
+        leaves[path] = leaf_of(path, value)
     voices = read_voices(args.data)
     with write_aside(args.to, needs_bytes=sum(leaf.nbytes for leaf in leaves.values())) as folder:
-        write_params(folder / PARAMS, [leaves[entry.path] for entry in entries])
+        write_params(folder / PARAMS, leaves.values())
         for name, content in described(config, seed=args.seed).items():
             (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         write_processor_config(processor(), folder)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.json"):
             shutil.copyfile(args.tokenizer / name, folder / name)
         write_voices(folder / VOICES, voices)
-    parts = dict.fromkeys(entry.component for entry in entries)
-    sizes = {part: sum(e.size for e in entries if e.component == part) / 1e6 for part in parts}
+    sizes: dict[str, float] = {}
+    for leaf in leaves.values():
+        part = leaf.path.split("/", 1)[0]
+        sizes[part] = sizes.get(part, 0) + leaf.nbytes / 4e6
     told = ", ".join(f"{part} {size:.1f}" for part, size in sizes.items())
     print(f"{sum(sizes.values()):.1f} M parameters ({told}), voices {', '.join(voices)}, in {args.to}")
+
+
+def random_tokenizer(seed: int) -> dict[str, np.ndarray]:
+    """Parameters of a speech tokenizer, by path."""
+    draw = jax.jit(init_params, static_argnums=1)
+    drawn = nn.unbox(draw(jax.random.key(seed), speech_tokenizer_preset("omni-tiny", "scratch")))
+    return {path: np.asarray(value) for path, value in flatten({"speech_tokenizer": drawn})}
+
+
+def leaf_of(path: str, value: np.ndarray) -> StreamedLeaf:
+    """A parameter that exists."""
+    return StreamedLeaf(path, value.shape, value.dtype, False, lambda: iter([value]))
 
 
 def described(config: OmniConfig, *, seed: int) -> dict[str, dict[str, Any]]:
@@ -95,7 +119,7 @@ def described(config: OmniConfig, *, seed: int) -> dict[str, dict[str, Any]]:
     begin, end, pad = token("<|im_start|>"), token("<|im_end|>"), token("<|endoftext|>")
     ends = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": pad}
     entries = table(config)
-    # what the stages of sound add; their sizes are a part of the model's
+    # what no published model has; their sizes are a part of ours
     own = OmniConfig(
         config.thinker_config,
         speech_tokenizer_config=speech_tokenizer_preset("omni-tiny", "scratch"),
