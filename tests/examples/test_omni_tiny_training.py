@@ -12,17 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.omni_tiny import chain, files, start, tokenizer, train_all
+from examples.omni_tiny import chain, files, outset, start, tokenizer, train_all
 from examples.omni_tiny.amounts import Amounts
 from examples.omni_tiny.chain import Step, steps
 from examples.omni_tiny.join import with_ears
 from examples.omni_tiny.speech import write_sound
 from examples.omni_tiny.train_all import Book, locked, selected
 from examples.omni_tiny.training import Training
+from input_pipeline.clip_files import load_sound
+from input_pipeline.speech_mel import MEL_16K, speech_mel
 from input_pipeline.tokenizer import Tokenizer
 from omni_jax.config_json import config_from_dict, read_processor_config, write_processor_config
 from omni_jax.errors import ConfigError, DataError
 from omni_jax.interop.random_tokenizer import FIRST_SPECIAL_ID, SPECIAL_TOKENS
+from omni_jax.interop.weight_table import flatten
+from omni_jax.models.logical_axes import logical_axes
+from omni_jax.models.speech_tokenizer import BLANK_LOGIT, MEAN_LOG_MEL
 from omni_jax.presets import preset, speech_tokenizer_preset
 from omni_jax.training.run_config import load_config
 from tests.input_pipeline.media_files import tone
@@ -31,6 +36,7 @@ FEW = Amounts(
     talker_fast=40, talker_kokoro=20, hearing_fast=40, hearing_kokoro=20, questions=1, digits=2, human=40,
     digit_pictures=40, shape_pictures=40, films=20, chats=60, texts=40, hard=20,
 )  # fmt: skip
+PARTS = ("speech_tokenizer", "speaker_encoder", "dit", "bigvgan")
 LABELS = np.tile(np.arange(10), 120).astype(np.uint8)
 
 
@@ -106,6 +112,26 @@ def test_voices_have_rows_that_nothing_else_uses(tmp_path):
     used = {talker.tts_text_start_token_id, talker.tts_text_end_token_id, talker.tts_text_pad_token_id}
     assert len({*rows, *used}) == 7 and min(rows) > FIRST_SPECIAL_ID + len(SPECIAL_TOKENS)
     assert voices["joe"]["cond"].shape == (1, 192) and voices["joe"]["ref_mel"].shape == (1, 400, 80)
+
+
+def test_outputs_begin_as_their_means(tmp_path):
+    for name, seconds in (("a", 1.0), ("b", 0.5)):
+        write_sound(tmp_path / f"{name}.flac", tone(seconds, 24_000), 24_000)
+    spoken = [{"audio": "a.flac", "text": "aab"}, {"audio": "b.flac", "text": "b"}]
+    for name in ("transcribed", "recordings"):
+        files.write_lines(tmp_path / f"{name}.jsonl", spoken)
+    found = outset.output_biases(tmp_path)
+    wanted = logical_axes(config_from_dict(start.described(preset("omni-tiny"), seed=0)["config.json"]), PARTS)[1]
+    shapes = {path: leaf.shape for path, leaf in flatten(wanted)}
+    assert {path: value.shape for path, value in found.items()} == {path: shapes[path] for path in found}
+
+    letters = found["speech_tokenizer/text_head/bias"] + np.eye(257)[0] * BLANK_LOGIT
+    shares = np.exp(letters) / np.exp(letters).sum()
+    a, b = (1 + ord(letter) for letter in "ab")
+    assert shares[[0, a, b]] == pytest.approx([0.7, 0.15, 0.15], abs=0.01)
+    sounds = [load_sound(line, tmp_path, 16_000) for line in spoken]
+    mel = np.concatenate([speech_mel(sound, MEL_16K) for sound in sounds]).mean(axis=0)
+    assert found["speech_tokenizer/mel_decoder/conv_out/bias"] + MEAN_LOG_MEL == pytest.approx(mel, abs=1e-4)
 
 
 def test_ears_are_the_lower_layers_of_the_speech_tokenizer():
