@@ -155,12 +155,13 @@ class Book:
             OmniError: it failed, or was stopped.
         """
         before = self._record(step) or {}
-        spent = before.get("seconds", 0.0) if not self._changes(step, before) else 0.0
-        started = time.time()
-        facts = {**self._origin(step), "seconds": spent}
+        spent = {} if self._changes(step, before) else before
+        started, worked = time.time(), _processor_seconds()
+        facts = {**self._origin(step), **{name: spent.get(name, 0.0) for name in ("seconds", "processor_seconds")}}
         self._write(step, facts)
         status, signalled = self._call(command, lock)
-        facts["seconds"] = round(spent + time.time() - started, 1)
+        facts["seconds"] = round(facts["seconds"] + time.time() - started, 1)
+        facts["processor_seconds"] = round(facts["processor_seconds"] + _processor_seconds() - worked, 1)
         there = (self.folder / step.result).exists()
         self._write(step, facts | ({"made": started} if there and status == 0 else {}))
         if signalled or (status == 0 and not there):  # a run that is asked to stop saves, and ends well
@@ -210,6 +211,12 @@ class Book:
     def _write(self, step: Step, facts: Mapping[str, Any]) -> None:
         with whole(self.folder / RECORDS / f"{step.name}.json") as partial:
             partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _processor_seconds() -> float:
+    """Of all commands that have ended."""
+    found = os.times()
+    return found.children_user + found.children_system
 
 
 if __name__ == "__main__":
