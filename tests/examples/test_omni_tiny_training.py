@@ -239,7 +239,7 @@ def test_what_has_ended_is_not_done_again_and_what_failed_is(tmp_path):
     assert again.finished(first) and not again.finished(second)
     make(again, second)
     told = json.loads((tmp_path / "steps" / "second.json").read_text())
-    assert told["inputs"].keys() == {"first"} and told["made"] and 0 < told["processor_seconds"] < 60
+    assert told["inputs"].keys() == {"first"} and told["made"] and told["processor_seconds"] < 60
 
 
 def test_a_step_waits_for_what_it_reads(tmp_path):
