@@ -16,9 +16,9 @@ config = RunConfig(
     output="runs/talker_dpo",
     data=DataConfig(
         sources=(SourceConfig("preferences.jsonl"),),
-        shape=RowShape(tokens=512, speech=2048, pairs=8),
-        rows=2,
-        epochs=4,
+        shape=RowShape(tokens=128, speech=1024, pairs=4),
+        rows=4,
+        epochs=2,
         workers=1,
     ),
     freeze=("^thinker/",),

@@ -18,7 +18,7 @@ config = RunConfig(
     output="runs/talker_icl",
     data=DataConfig(
         sources=tuple(SourceConfig(f"coded_{voice}.jsonl") for voice in VOICES),
-        shape=RowShape(tokens=512, audio_blocks=6, patches=128, speech=1280),
+        shape=RowShape(tokens=320, audio_blocks=5, patches=64, speech=640),
         rows=4,
         workers=1,
     ),
