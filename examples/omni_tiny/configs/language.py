@@ -18,11 +18,11 @@ config = RunConfig(
     data=DataConfig(
         sources=(SourceConfig("text.jsonl", weight=0.25), SourceConfig("read_aloud.jsonl", weight=0.75)),
         shape=RowShape(tokens=512),
-        rows=8,
+        rows=4,
         workers=1,
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, total_steps=500),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=30, total_steps=300),
     dtype="float32",
     remat="none",
-    save_every=250,
+    save_every=100,
 )

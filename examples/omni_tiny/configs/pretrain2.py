@@ -30,7 +30,7 @@ config = RunConfig(
         rows=4,
         workers=1,
     ),
-    optimizer=OptimizerConfig(learning_rate=8e-4, warmup_steps=100, total_steps=3000),
+    optimizer=OptimizerConfig(learning_rate=8e-4, warmup_steps=100, total_steps=2200),
     dtype="float32",
     remat="none",
 )

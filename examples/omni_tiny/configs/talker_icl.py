@@ -23,7 +23,7 @@ config = RunConfig(
         workers=1,
     ),
     freeze=("^thinker/", "^audio_encoder/", "^vision_encoder/"),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, total_steps=3000),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, total_steps=1100),
     dtype="float32",
     remat="none",
 )

@@ -24,7 +24,7 @@ config = RunConfig(
     ),
     freeze=("^thinker/(?!embed/)", "^audio_encoder/", "^vision_encoder/"),
     rates={"^thinker/embed/": 10.0},
-    optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=50, total_steps=800, weight_decay=0.0),
+    optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=20, total_steps=200, weight_decay=0.0),
     dtype="float32",
     remat="none",
 )
