@@ -24,4 +24,5 @@ config = RunConfig(
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, total_steps=800),
     dtype="float32",
     remat="none",
+    save_every=200,
 )

@@ -33,4 +33,5 @@ config = RunConfig(
     optimizer=OptimizerConfig(learning_rate=8e-4, warmup_steps=100, total_steps=2200),
     dtype="float32",
     remat="none",
+    save_every=200,
 )

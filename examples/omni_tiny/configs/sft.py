@@ -33,6 +33,7 @@ config = RunConfig(
     optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=50, total_steps=1400),
     dtype="float32",
     remat="none",
+    save_every=200,
     prompts=("Please say: The red dog has four apples.", "Who are you?"),
     sample_every=400,
 )

@@ -4,7 +4,7 @@
 
 As configs/speech_tokenizer_scratch.py, from random layers: its lower ones, which have learnt to hear, become those of
 the audio encoder afterwards (examples/omni_tiny/join.py), in place of the paper's Whisper.
-Ours: sizes, rates, steps. A heavy mel and a slow start keep the codes from collapsing before text is recognised.
+Ours: sizes, rates, steps. Its outputs begin as their means (examples/omni_tiny/outset.py), or the codes would become one.
 """
 
 from omni_jax.training.optimizer import OptimizerConfig
@@ -22,4 +22,5 @@ config = RunConfig(
     optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=300, total_steps=2600, weight_decay=0.01),
     dtype="float32",
     remat="none",
+    save_every=200,
 )

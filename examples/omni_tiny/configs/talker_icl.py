@@ -26,4 +26,5 @@ config = RunConfig(
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, total_steps=1100),
     dtype="float32",
     remat="none",
+    save_every=200,
 )

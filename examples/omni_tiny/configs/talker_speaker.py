@@ -27,4 +27,5 @@ config = RunConfig(
     optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=20, total_steps=200, weight_decay=0.0),
     dtype="float32",
     remat="none",
+    save_every=200,
 )

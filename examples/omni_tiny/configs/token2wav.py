@@ -17,4 +17,5 @@ config = RunConfig(
     optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=100, total_steps=1700, weight_decay=0.01),
     dtype="float32",
     remat="none",
+    save_every=200,
 )
