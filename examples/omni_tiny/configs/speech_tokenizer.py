@@ -4,7 +4,7 @@
 
 As configs/speech_tokenizer_scratch.py, from random layers: its lower ones, which have learnt to hear, become those of
 the audio encoder afterwards (examples/omni_tiny/join.py), in place of the paper's Whisper.
-Ours: sizes, rates, steps. Its outputs begin as their means (examples/omni_tiny/outset.py), or the codes would become one.
+Ours: sizes, rates, steps. Outputs begin as their means (examples/omni_tiny/outset.py), or all codes would become one.
 """
 
 from omni_jax.training.optimizer import OptimizerConfig
