@@ -30,7 +30,7 @@ config = RunConfig(
         rows=4,
         workers=1,
     ),
-    optimizer=OptimizerConfig(learning_rate=8e-4, warmup_steps=100, total_steps=2200),
+    optimizer=OptimizerConfig(learning_rate=8e-4, warmup_steps=100, total_steps=2100),
     dtype="float32",
     remat="none",
     save_every=200,

@@ -19,7 +19,7 @@ config = RunConfig(
     held_out=(SourceConfig("held_out_recordings.jsonl"),),
     held_out_batches=4,
     eval_every=500,
-    optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=300, total_steps=2600, weight_decay=0.01),
+    optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=300, total_steps=2400, weight_decay=0.01),
     dtype="float32",
     remat="none",
     save_every=200,
