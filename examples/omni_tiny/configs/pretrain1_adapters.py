@@ -27,8 +27,8 @@ config = RunConfig(
         "^audio_encoder/(conv1|conv2|layers)",
         "^vision_encoder/(patch_embed|layers)",
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, total_steps=150, weight_decay=0.0),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, total_steps=250, weight_decay=0.0),
     dtype="float32",
     remat="none",
-    save_every=150,
+    save_every=100,
 )
