@@ -164,6 +164,8 @@ class Book:
         facts["processor_seconds"] = round(facts["processor_seconds"] + _processor_seconds() - worked, 1)
         there = (self.folder / step.result).exists()
         self._write(step, facts | ({"made": started} if there and status == 0 else {}))
+        if status == 0 and there and signalled:
+            raise DataError(f"stopped after {step.name}. The same command goes on.")
         if signalled or (status == 0 and not there):  # a run that is asked to stop saves, and ends well
             raise DataError(f"{step.name} was stopped. The same command goes on.")
         if status != 0:
