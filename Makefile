@@ -1,4 +1,5 @@
 # make demo    a picture, a recording and a film through the model (the first time it installs everything)
+# make tiny    make the checkpoint of the demo anew: data and all stages of training, most of a working day
 # make test    all tests but the slow ones
 # make lint    style
 # make setup   only install, into .venv
@@ -13,7 +14,7 @@ COMPILERS := $(VENV)/compilers
 # As many test processes as the machine has processors.
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: setup compilers demo test lint clean
+.PHONY: setup compilers demo tiny test lint clean
 
 setup: $(READY)
 
@@ -34,6 +35,14 @@ compilers: $(COMPILERS)/.ready
 
 demo: $(READY)
 	$(BIN)/omni-jax demo
+
+# Stopped at any time, it goes on where it was. FSDD is the folder of the human digits, see examples/omni_tiny/README.md.
+FSDD ?= $(TINY)/packages/fsdd
+TINY ?= .omni_tiny
+
+tiny: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,omni_tiny]'
+	$(BIN)/python -m examples.omni_tiny.train_all --to $(TINY) --fsdd $(FSDD)
 
 # Compiled programs are kept in .cache/xla, for all test processes and for the next run.
 # Each process computes with one thread, or they would fight for the processors; a file's tests share a process, and so

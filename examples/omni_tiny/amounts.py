@@ -28,7 +28,7 @@ class Amounts:
     """Conversations for instruction tuning."""
     texts: int = 4000
     """Plain texts."""
-    hard: int = 400
+    hard: int = 150
     """Texts that are hard to say, as prompts for preferences."""
     tests: int = 1
     """Tests have fixed sizes; 0 makes none."""

@@ -30,7 +30,7 @@ def missing(media: Sequence[Medium], folder: Path) -> list[Medium]:
 
 
 def make(media: Sequence[Medium], places: Places, processes: int, progress) -> dict[str, tuple[int, float]]:
-    """Makes what is missing, slow voices first, so that no process waits for another at the end.
+    """Makes what is missing, slow voices first, so that no process waits for another at the end; films after sounds.
 
     Args:
         progress: called with the number of files that have been made.
@@ -41,19 +41,27 @@ def make(media: Sequence[Medium], places: Places, processes: int, progress) -> d
     Raises:
         DataError: a recipe gave nothing.
     """
+    todo = missing(media, places.data)
+    films = [medium for medium in todo if medium.path.startswith("films/")]
+    others = [medium for medium in todo if not medium.path.startswith("films/")]
+    spent: dict[str, tuple[int, float]] = {}
+    for group in (others, films):  # films have sounds, which must be there
+        for kind, count, seconds in _results(_chunks(group), places, processes):
+            before = spent.get(kind, (0, 0.0))
+            spent[kind] = (before[0] + count, before[1] + seconds)
+            progress(count)
+    return spent
+
+
+def _chunks(media: Sequence[Medium]) -> list[tuple[str, list[Medium]]]:
     by_kind = defaultdict(list)
-    for medium in missing(media, places.data):
+    for medium in media:
         by_kind[_kind(medium)].append(medium)
     chunks = []
     for kind in sorted(by_kind, key=lambda kind: (_ORDER.get(kind.partition(":")[0], len(_ORDER)), kind)):
         group = by_kind[kind]
         chunks += [(kind, group[i : i + _CHUNK]) for i in range(0, len(group), _CHUNK)]
-    spent: dict[str, tuple[int, float]] = {}
-    for kind, count, seconds in _results(chunks, places, processes):
-        before = spent.get(kind, (0, 0.0))
-        spent[kind] = (before[0] + count, before[1] + seconds)
-        progress(count)
-    return spent
+    return chunks
 
 
 _ORDER = {"kokoro": 0, "joe": 1}

@@ -1,9 +1,11 @@
-"""The tokenizer of a random checkpoint: byte-level BPE, trained on the spot, with the published control tokens.
+"""The tokenizer of a small checkpoint: byte-level BPE, trained on the spot, with the published control tokens.
 
 Ids 0 ... 999 are text, 1000 ... 1021 are control tokens in the published order (1000 stands where 151643 does).
 """
 
 import json
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -99,8 +101,11 @@ Guten Morgen, wie geht es Ihnen? Bonjour, quel temps fait-il? Buenos dias, graci
 """
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.json into `folder`; always the same bytes."""
+def write_tokenizer(folder: Path, texts: Iterable[str] = ()) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and chat_template.json into `folder`; always the same bytes.
+
+    texts: what it is to be short for, beside a page of anything, which fills the vocabulary up.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -111,7 +116,7 @@ def write_tokenizer(folder: Path) -> None:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        _TEXT.splitlines(keepends=True),
+        chain(_TEXT.splitlines(keepends=True), texts),
         trainers.BpeTrainer(
             vocab_size=FIRST_SPECIAL_ID,
             min_frequency=1,

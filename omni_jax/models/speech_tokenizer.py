@@ -31,8 +31,8 @@ from omni_jax.layers.norms import LayerNorm
 from omni_jax.models.audio_encoder import convolved, seen_positions, sinusoids, stacked_layers
 
 NO_CODE = -1  # where there is no sound
-_BLANK_LOGIT = 5.0
-_MEAN_LOG_MEL = -5.0  # about where speech lies: without it the first steps would only find this out
+BLANK_LOGIT = 5.0
+MEAN_LOG_MEL = -5.0  # about where speech lies: without it the first steps would only find this out
 
 
 @struct.dataclass
@@ -68,7 +68,7 @@ class MelDecoder(nn.Module):
         x = jax.nn.gelu(conv(self.channels, "conv_in")(real(x)))
         x = jax.nn.gelu(ConvTranspose1d(self.channels, 4, 2, dtype=self.dtype, name="upsample")(real(x)))
         x = x + jax.nn.gelu(conv(self.channels, "conv")(real(x)))
-        return conv(self.bins, "conv_out")(real(x)).astype(jnp.float32) + _MEAN_LOG_MEL
+        return conv(self.bins, "conv_out")(real(x)).astype(jnp.float32) + MEAN_LOG_MEL
 
 
 class SpeechTokenizer(nn.Module):
@@ -128,7 +128,7 @@ class SpeechTokenizer(nn.Module):
         x = LayerNorm(name="final_norm", param_dtype=self.param_dtype)(x)
         logits = linear(width, ("labels", c.text_vocab_size), "text_head", use_bias=True)(rows(x))
         # most positions are blank: if that were left to learn, its gradient would push all codes to one
-        blank = jnp.zeros(c.text_vocab_size).at[0].set(_BLANK_LOGIT)
+        blank = jnp.zeros(c.text_vocab_size).at[0].set(BLANK_LOGIT)
         return out.replace(text_logits=logits.astype(jnp.float32) + blank, mel=mel)
 
 

@@ -394,6 +394,13 @@ def test_without_a_track_a_film_keeps_its_facts(training):
 # The command
 
 
+def test_films_are_made_after_the_sounds_in_them(tmp_path, monkeypatch, held_out):
+    order = []
+    monkeypatch.setattr(work, "_make", lambda medium: order.append(medium.path.startswith("films/")))
+    work.make(list(held_out.media()), work.Places(tmp_path, tmp_path, None), 1, lambda count: None)
+    assert any(order) and order == sorted(order)
+
+
 def test_the_command_makes_what_is_asked_for_and_tells_of_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(work, "_handwriting", HANDWRITING)
     monkeypatch.setattr(packages, "has_prompts", lambda: False)

@@ -1,0 +1,112 @@
+"""The steps by which Omni-tiny is made, in their order: what each reads, what it runs, and what is there afterwards.
+
+All paths are in the folder of the data, where every command runs.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from omni_jax.training.run_config import load_config
+
+CONFIGS = Path(__file__).parent / "configs"
+VOICES = ("heart", "joe", "emma", "onyx")
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    after: the steps whose results it reads. module: what `python -m` runs, with `options`.
+    result: the file or folder that is there once it has ended, and not before.
+    place: what to remove to make it anew. config: the file of a run of training.
+    """
+
+    name: str
+    after: tuple[str, ...]
+    module: str
+    options: tuple[str, ...]
+    result: str
+    place: str
+    config: Path | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what it is told to do. Where things are on this machine does not count: options with absolute paths."""
+        words = [word for word, value in zip(self.options, (*self.options[1:], "")) if not _is_place(word, value)]
+        text = json.dumps([self.module, words])
+        config = "" if self.config is None else self.config.read_text(encoding="utf-8")
+        return hashlib.sha256((text + config).encode()).hexdigest()[:16]
+
+
+def steps(*, scale: float = 1.0, data: tuple[str, ...] = ()) -> list[Step]:
+    """All steps.
+
+    Args:
+        scale: lengths of all runs are multiplied by this.
+        data: more options of make_data.
+    """
+    sounds, codes = ("token2wav", "vocoder"), tuple(f"codes_{voice}" for voice in VOICES)
+    taken = ("speaker_encoder=runs/token2wav/model", "dit=runs/token2wav/model", "bigvgan=runs/vocoder/model")
+    spoken, last = "runs/talker_icl/model", "runs/talker_speaker/model"
+    chain = [
+        # make_data goes on where it was; what it writes last says that it has ended
+        Step("data", (), _own("make_data"), ("--to", ".", *data), "voices.json", "voices.json"),
+        _made("tokenizer", ("data",), "tokenizer", "--data", ".", "--to", "tokenizer"),
+        _made("start", ("tokenizer",), "start", "--data", ".", "--tokenizer", "tokenizer", "--to", "start"),
+        _run("speech_tokenizer", ("start",), scale),
+        _codes("voiced", "voiced"),
+        *(_codes(voice, f"spoken_{voice}") for voice in VOICES),
+        _run("token2wav", ("start", "codes_voiced"), scale),
+        _run("vocoder", ("start",), scale),
+        _made("ears", ("start", "speech_tokenizer"), "join", "--base", "start", "--take",
+              "speech_tokenizer=runs/speech_tokenizer/model", "--ears", "runs/speech_tokenizer/model", "--to", "ears"),
+        _run("language", ("ears",), scale),
+        _run("pretrain1_adapters", ("language",), scale),
+        _run("pretrain1_encoders", ("pretrain1_adapters",), scale),
+        _run("pretrain2", ("pretrain1_encoders",), scale),
+        _run("sft", ("pretrain2",), scale),
+        _run("talker_icl", ("sft", *codes), scale),
+        _made("speaking", ("talker_icl", *sounds), "join", "--base", spoken, "--take", *taken, "--to", "speaking"),
+        Step("prefer", ("speaking",), "omni_jax.cli.main", (
+            "prefer", "--checkpoint", "speaking", "--prompts", "hard_prompts.jsonl", "--to", "preferences.jsonl",
+            "--samples", "4", "--solver", "euler", "--steps", "6", "--max-codes", "400", "--max-new-tokens", "48",
+        ), "preferences.jsonl", "preferences.jsonl"),
+        _run("talker_dpo", ("speaking", "prefer"), scale),
+        _run("talker_speaker", ("talker_dpo", *codes), scale),
+        _made("omni-tiny", ("talker_speaker",), "join", "--base", last, "--dtype", "bfloat16", "--to", "omni-tiny"),
+    ]  # fmt: skip
+    return chain
+
+
+def _is_place(word: str, following: str) -> bool:
+    return Path(word).is_absolute() or (word.startswith("--") and Path(following).is_absolute())
+
+
+def _own(name: str) -> str:
+    return f"{__package__}.{name}"
+
+
+def _made(name: str, after: tuple[str, ...], script: str, *options: str) -> Step:
+    """A script of this example that writes the folder of its name."""
+    return Step(name, after, _own(script), options, name, name)
+
+
+def _codes(name: str, lines: str) -> Step:
+    target = f"coded_{name}.jsonl"
+    options = "speech-codes", "--checkpoint", "runs/speech_tokenizer/model", "--data", f"{lines}.jsonl", "--to", target
+    return Step(f"codes_{name}", ("data", "speech_tokenizer"), "omni_jax.cli.main", options, target, target)
+
+
+def _run(name: str, after: tuple[str, ...], scale: float) -> Step:
+    """A run of training, of the configuration of that name."""
+    file = CONFIGS / f"{name}.py"
+    options = ["train", "--config", str(file)]
+    if scale != 1:
+        optimizer = load_config(file).optimizer
+        total = max(round(optimizer.total_steps * scale), 2)
+        warmup = min(round(optimizer.warmup_steps * scale), total - 1)
+        options += ["--optimizer.total-steps", str(total), "--optimizer.warmup-steps", str(warmup)]
+    return Step(name, after, "omni_jax.cli.main", tuple(options), f"runs/{name}/{MODEL}", f"runs/{name}", file)

@@ -1,0 +1,28 @@
+"""A language model to begin with: the words of the data, and to say again what was written.
+
+    omni-jax train --config examples/omni_tiny/configs/language.py        (in the folder of the data)
+
+Paper: section 3 begins with a Qwen2.5; at this size there is none, so one is trained before it is frozen.
+Ours: everything. What it learns to repeat from text it will repeat from sound: pretrain1 shows it embeddings only.
+"""
+
+from input_pipeline.training_batch import RowShape
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
+from omni_jax.training.run_stages import ThinkerStage
+
+config = RunConfig(
+    stage=ThinkerStage(),
+    checkpoint="ears",
+    output="runs/language",
+    data=DataConfig(
+        sources=(SourceConfig("text.jsonl", weight=0.25), SourceConfig("read_aloud.jsonl", weight=0.75)),
+        shape=RowShape(tokens=512),
+        rows=4,
+        workers=1,
+    ),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=30, total_steps=300),
+    dtype="float32",
+    remat="none",
+    save_every=100,
+)

@@ -1,0 +1,34 @@
+"""Pre-training, first half of stage 1: the adapters, encoders and language model frozen.
+
+    omni-jax train --config examples/omni_tiny/configs/pretrain1_adapters.py        (in the folder of the data)
+
+As configs/pretrain1_adapters.py. Short: the audio encoder knows little yet, the vision encoder nothing.
+Ours: sizes, rates, steps.
+"""
+
+from input_pipeline.training_batch import RowShape
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
+from omni_jax.training.run_stages import ThinkerStage
+
+config = RunConfig(
+    stage=ThinkerStage(),
+    checkpoint="runs/language/model",
+    output="runs/pretrain1_adapters",
+    data=DataConfig(
+        sources=(SourceConfig("image_text.jsonl", weight=0.5), SourceConfig("audio_text.jsonl", weight=0.5)),
+        shape=RowShape(tokens=512, audio_blocks=8, patches=128),
+        rows=4,
+        workers=1,
+    ),
+    # left to train: the vision merger, the audio encoder's last norm and projection
+    freeze=(
+        "^thinker/",
+        "^audio_encoder/(conv1|conv2|layers)",
+        "^vision_encoder/(patch_embed|layers)",
+    ),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, total_steps=250, weight_decay=0.0),
+    dtype="float32",
+    remat="none",
+    save_every=100,
+)

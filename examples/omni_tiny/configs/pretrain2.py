@@ -1,0 +1,37 @@
+"""Pre-training, stage 2: everything is trained, on all kinds of data.
+
+    omni-jax train --config examples/omni_tiny/configs/pretrain2.py        (in the folder of the data)
+
+As configs/pretrain2.py. Ours: sizes, rates, steps, and the mixture: hearing is learnt slowest, and human digits sound
+otherwise than all else.
+"""
+
+from input_pipeline.training_batch import RowShape
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
+from omni_jax.training.run_stages import ThinkerStage
+
+HUMANS = ("jackson", "nicolas", "theo", "yweweler")
+
+config = RunConfig(
+    stage=ThinkerStage(),
+    checkpoint="runs/pretrain1_encoders/model",
+    output="runs/pretrain2",
+    data=DataConfig(
+        sources=(
+            SourceConfig("text.jsonl", weight=0.02),
+            SourceConfig("read_aloud.jsonl", weight=0.03),
+            SourceConfig("image_text.jsonl", weight=0.3),
+            SourceConfig("audio_text.jsonl", weight=0.4),
+            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.025) for name in HUMANS),
+            SourceConfig("video_audio.jsonl", weight=0.15),
+        ),
+        shape=RowShape(tokens=512, audio_blocks=8, patches=128),
+        rows=4,
+        workers=1,
+    ),
+    optimizer=OptimizerConfig(learning_rate=8e-4, warmup_steps=100, total_steps=2100),
+    dtype="float32",
+    remat="none",
+    save_every=200,
+)

@@ -1,0 +1,39 @@
+"""Instruction tuning of the Thinker on conversations: pictures, films, sound, one to three turns.
+
+    omni-jax train --config examples/omni_tiny/configs/sft.py        (in the folder of the data)
+
+As configs/sft.py, but the encoders go on learning: they have seen far too little to stay as they are.
+Ours: sizes, rates, steps. Transcripts stay in the mixture: the Thinker's hearing ranks speech for talker_dpo.
+"""
+
+from input_pipeline.training_batch import RowShape
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
+from omni_jax.training.run_stages import ThinkerStage
+
+HUMANS = ("jackson", "nicolas", "theo", "yweweler")
+
+config = RunConfig(
+    stage=ThinkerStage(),
+    checkpoint="runs/pretrain2/model",
+    output="runs/sft",
+    data=DataConfig(
+        sources=(
+            SourceConfig("sft.jsonl", weight=0.55),
+            *(SourceConfig(f"sft_{name}.jsonl", weight=0.025) for name in HUMANS),
+            SourceConfig("read_aloud.jsonl", weight=0.05),
+            SourceConfig("audio_text.jsonl", weight=0.2),
+            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.025) for name in HUMANS),
+        ),
+        shape=RowShape(tokens=512, audio_blocks=8, patches=128),
+        rows=4,
+        workers=1,
+    ),
+    rates={"^(audio_encoder|vision_encoder)/": 0.5},
+    optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=50, total_steps=1300),
+    dtype="float32",
+    remat="none",
+    save_every=200,
+    prompts=("Please say: The red dog has four apples.", "Who are you?"),
+    sample_every=400,
+)

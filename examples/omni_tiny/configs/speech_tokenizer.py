@@ -1,0 +1,26 @@
+"""Speech tokenizer, route B: 50 codes a second, from which text is recognised and mel restored.
+
+    omni-jax train --config examples/omni_tiny/configs/speech_tokenizer.py        (in the folder of the data)
+
+As configs/speech_tokenizer_scratch.py, from random layers: its lower ones, which have learnt to hear, become those of
+the audio encoder afterwards (examples/omni_tiny/join.py), in place of the paper's Whisper.
+Ours: sizes, rates, steps. Outputs begin as their means (examples/omni_tiny/outset.py), or all codes would become one.
+"""
+
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
+from omni_jax.training.run_stages import SpeechTokenizerStage
+
+config = RunConfig(
+    stage=SpeechTokenizerStage(route="scratch", size="omni-tiny", mel_weight=4.0, from_audio_encoder=False),
+    checkpoint="start",
+    output="runs/speech_tokenizer",
+    data=DataConfig(sources=(SourceConfig("transcribed.jsonl"),), clip_seconds=4, augment=True, rows=16, workers=1),
+    held_out=(SourceConfig("held_out_recordings.jsonl"),),
+    held_out_batches=4,
+    eval_every=500,
+    optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=300, total_steps=2400, weight_decay=0.01),
+    dtype="float32",
+    remat="none",
+    save_every=200,
+)

@@ -1,0 +1,21 @@
+"""Token2Wav: codes to mel by flow matching.
+
+    omni-jax train --config examples/omni_tiny/configs/token2wav.py        (in the folder of the data)
+
+As configs/token2wav.py, on the four voices. Ours: sizes, rates, steps.
+"""
+
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
+from omni_jax.training.run_stages import Token2WavStage
+
+config = RunConfig(
+    stage=Token2WavStage(drop=0.2),
+    checkpoint="start",
+    output="runs/token2wav",
+    data=DataConfig(sources=(SourceConfig("coded_voiced.jsonl"),), clip_seconds=3, rows=12, workers=1),
+    optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=100, total_steps=1600, weight_decay=0.01),
+    dtype="float32",
+    remat="none",
+    save_every=200,
+)

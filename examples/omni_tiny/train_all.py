@@ -1,0 +1,230 @@
+"""Makes Omni-tiny, from nothing to the checkpoint: data, vocabulary, and every stage of training.
+
+    python -m examples.omni_tiny.train_all --to .omni_tiny --fsdd free-spoken-digit-dataset
+
+Killed at any time, the same command goes on. What has ended is not done again.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import arg
+
+from examples.omni_tiny.chain import Step, steps
+from examples.omni_tiny.files import whole
+from omni_jax.errors import ConfigError, DataError, OmniError
+
+ROOT = Path(__file__).parents[2]
+RECORDS = "steps"  # what was made from what
+
+
+@dataclass(frozen=True)
+class Args:
+    """Make Omni-tiny. The steps, in their order, are in chain.py; README.md tells how long each takes.
+
+    examples:
+      python -m examples.omni_tiny.train_all --to .omni_tiny --fsdd fsdd
+      python -m examples.omni_tiny.train_all --to .omni_tiny --only vocoder
+      python -m examples.omni_tiny.train_all --to /tmp/trial --scale 0.01 --data-scale 0.01
+    """
+
+    to: Annotated[Path, arg(metavar="DIR")] = Path(".omni_tiny")
+    """The folder of everything."""
+    only: Annotated[str | None, arg(metavar="STEP")] = None
+    """One step."""
+    from_: Annotated[str | None, arg(name="from", metavar="STEP")] = None
+    """The first step; those before it are taken as they are."""
+    until: Annotated[str | None, arg(metavar="STEP")] = None
+    """The last step."""
+    scale: float = 1.0
+    """Lengths of all runs are multiplied by this, for a trial."""
+    data_scale: float = 1.0
+    """Amounts of data are multiplied by this, for a trial."""
+    fsdd: Annotated[Path | None, arg(metavar="DIR")] = None
+    """The Free Spoken Digit Dataset, see make_data."""
+    tools: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Where packages of npm are, see make_data."""
+    data_python: Annotated[Path, arg(metavar="FILE")] = Path(sys.executable)
+    """The Python that has the voices, where it is another one."""
+    accept_changes: bool = False
+    """Take results that were made from other inputs, or by another configuration, as they are."""
+
+
+def main(args: Args) -> None:
+    """Runs what has not ended yet.
+
+    Raises:
+        OmniError: no such step; something is missing, was made from other inputs, or failed.
+    """
+    data = {"--fsdd": args.fsdd, "--tools": args.tools}
+    options = [word for name, path in data.items() if path is not None for word in (name, str(path.resolve()))]
+    options += [] if args.data_scale == 1 else ["--scale", str(args.data_scale)]
+    chain = steps(scale=args.scale, data=tuple(options))
+    wanted = selected(chain, args.only, args.from_, args.until)
+    with locked(args.to) as lock:
+        book = Book(args.to, chain, args.accept_changes)
+        for step in wanted:
+            if book.finished(step):
+                print(f"{step.name}: is there", flush=True)
+                continue
+            print(f"{step.name}: begins", flush=True)
+            python = args.data_python if step.name == "data" else Path(sys.executable)
+            seconds = book.make(step, [str(python), "-m", step.module, *step.options], lock)
+            print(f"{step.name}: {seconds / 60:.1f} min", flush=True)
+
+
+def selected(chain: Sequence[Step], only: str | None, first: str | None, last: str | None) -> list[Step]:
+    """The steps that are asked for. Raises ConfigError for a name that is none."""
+    names = [step.name for step in chain]
+    for name in (only, first, last):
+        if name is not None and name not in names:
+            raise ConfigError(f"There is no step {name!r}. Steps: {', '.join(names)}.")
+    if only is not None:
+        first = last = only
+    start = 0 if first is None else names.index(first)
+    stop = len(names) if last is None else names.index(last) + 1
+    if start >= stop:
+        raise ConfigError(f"{first} comes after {last}. Give them in the order of the chain: {', '.join(names)}.")
+    return list(chain[start:stop])
+
+
+@contextmanager
+def locked(folder: Path):
+    """Yields a file that says that somebody works in `folder`: as long as any process has it, a step's own included.
+
+    Raises:
+        DataError: somebody does already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"another train_all, or a step that one has begun, works in {folder}. Wait for it, or end it."
+            ) from None
+        yield file
+
+
+class Book:
+    """What has been made of what, in `folder`/steps, and the steps themselves."""
+
+    def __init__(self, folder: Path, chain: Sequence[Step], accept_changes: bool = False):
+        self.folder, self._accept = folder, accept_changes
+        self._steps = {step.name: step for step in chain}
+
+    def finished(self, step: Step) -> bool:
+        """Whether its result is there.
+
+        Raises:
+            DataError: something that it needs is not there; or what there is of it was made from other inputs.
+        """
+        for name in step.after:
+            if not (self.folder / self._steps[name].result).exists():
+                raise DataError(
+                    f"{step.name} needs {name}, whose {self._steps[name].result} is not there. Make it first."
+                )
+        record, result = self._record(step), self.folder / step.result
+        changed = [] if record is None else self._changes(step, record)
+        if changed and (self.folder / step.place).exists() and not self._accept:
+            raise DataError(
+                f"{step.name} was made with other {', '.join(changed)} than there are now. Remove "
+                f"{self.folder / step.place} to make it anew, or give --accept-changes."
+            )
+        if not result.exists():  # results appear whole or not at all
+            return False
+        if changed or not (record or {}).get("made"):  # made by hand, or by a step that outlived us
+            self._write(step, {"seconds": 0.0, "made": result.stat().st_mtime, **(record or {}), **self._origin(step)})
+        return True
+
+    def make(self, step: Step, command: Sequence[str], lock: Any) -> float:
+        """Runs a step to its end, and notes it. Returns the seconds that it took, with those of earlier attempts.
+
+        Raises:
+            OmniError: it failed, or was stopped.
+        """
+        before = self._record(step) or {}
+        spent = {} if self._changes(step, before) else before
+        started, worked = time.time(), _processor_seconds()
+        facts = {**self._origin(step), **{name: spent.get(name, 0.0) for name in ("seconds", "processor_seconds")}}
+        self._write(step, facts)
+        status, signalled = self._call(command, lock)
+        facts["seconds"] = round(facts["seconds"] + time.time() - started, 1)
+        facts["processor_seconds"] = round(facts["processor_seconds"] + _processor_seconds() - worked, 1)
+        there = (self.folder / step.result).exists()
+        self._write(step, facts | ({"made": started} if there and status == 0 else {}))
+        if status == 0 and there and signalled:
+            raise DataError(f"stopped after {step.name}. The same command goes on.")
+        if signalled or (status == 0 and not there):  # a run that is asked to stop saves, and ends well
+            raise DataError(f"{step.name} was stopped. The same command goes on.")
+        if status != 0:
+            raise DataError(f"{step.name} failed with status {status}: {' '.join(command)}")
+        return facts["seconds"]
+
+    def _call(self, command: Sequence[str], lock: Any) -> tuple[int, bool]:
+        """Status of a command, and whether we were asked to stop meanwhile; whoever asks us asks it."""
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.getenv("PYTHONPATH")])])
+        }
+        process = subprocess.Popen(
+            command, cwd=self.folder, env=environment, pass_fds=[lock.fileno()], start_new_session=True
+        )
+        asked: list[int] = []
+
+        def forward(number: int, _frame: Any) -> None:
+            asked.append(number)
+            process.send_signal(number)
+
+        own = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return process.wait(), bool(asked)
+        finally:
+            for number, handler in own.items():
+                signal.signal(number, handler)
+
+    def _changes(self, step: Step, record: Mapping[str, Any]) -> list[str]:
+        """Names of inputs that are no longer those of the record, and "settings"."""
+        then, now = record.get("inputs", {}), self._inputs(step)
+        changed = [name for name in now if then.get(name) != now[name]]
+        return changed + (["settings"] if record.get("fingerprint") != step.fingerprint else [])
+
+    def _origin(self, step: Step) -> dict[str, Any]:
+        return {"inputs": self._inputs(step), "fingerprint": step.fingerprint}
+
+    def _inputs(self, step: Step) -> dict[str, float | None]:
+        """When each was made."""
+        return {name: (self._record(self._steps[name]) or {}).get("made") for name in step.after}
+
+    def _record(self, step: Step) -> dict[str, Any] | None:
+        path = self.folder / RECORDS / f"{step.name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def _write(self, step: Step, facts: Mapping[str, Any]) -> None:
+        with whole(self.folder / RECORDS / f"{step.name}.json") as partial:
+            partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _processor_seconds() -> float:
+    """Of all commands that have ended."""
+    found = os.times()
+    return found.children_user + found.children_system
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except OmniError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,316 @@
+"""The training of Omni-tiny: its vocabulary, the checkpoint it begins with, and the chain of its steps."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.omni_tiny import chain, files, outset, start, tokenizer, train_all
+from examples.omni_tiny.amounts import Amounts
+from examples.omni_tiny.chain import Step, steps
+from examples.omni_tiny.join import with_ears
+from examples.omni_tiny.speech import write_sound
+from examples.omni_tiny.train_all import Book, locked, selected
+from examples.omni_tiny.training import Training
+from input_pipeline.clip_files import load_sound
+from input_pipeline.speech_mel import MEL_16K, speech_mel
+from input_pipeline.tokenizer import Tokenizer
+from omni_jax.config_json import config_from_dict, read_processor_config, write_processor_config
+from omni_jax.errors import ConfigError, DataError
+from omni_jax.interop.random_tokenizer import FIRST_SPECIAL_ID, SPECIAL_TOKENS
+from omni_jax.interop.weight_table import flatten
+from omni_jax.models.logical_axes import logical_axes
+from omni_jax.models.speech_tokenizer import BLANK_LOGIT, MEAN_LOG_MEL
+from omni_jax.presets import preset, speech_tokenizer_preset
+from omni_jax.training.run_config import load_config
+from tests.input_pipeline.media_files import tone
+
+FEW = Amounts(
+    talker_fast=40, talker_kokoro=20, hearing_fast=40, hearing_kokoro=20, questions=1, digits=2, human=40,
+    digit_pictures=40, shape_pictures=40, films=20, chats=60, texts=40, hard=20,
+)  # fmt: skip
+PARTS = ("speech_tokenizer", "speaker_encoder", "dit", "bigvgan")
+LABELS = np.tile(np.arange(10), 120).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return {f"{name}.jsonl": list(found) for name, found in Training(0, FEW, LABELS).lines().items()}
+
+
+@pytest.fixture(scope="module")
+def data(lines, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("omni_tiny")
+    for name, found in lines.items():
+        files.write_lines(folder / name, found)
+    files.write_lines(folder / "test_hears.jsonl", [{"text": "Zwölf Boxkämpfer"}])
+    return folder
+
+
+# The vocabulary
+
+
+def test_all_texts_come_back_in_few_tokens(data, lines, tmp_path):
+    tokenizer.main(tokenizer.Args(data, tmp_path / "tokenizer"))
+    made = Tokenizer.load(tmp_path / "tokenizer")
+    texts = {text for found in lines.values() for line in found for text in tokenizer.texts_of(line)}
+    assert len(texts) > 100
+    words = tokens = 0
+    for text in texts:
+        ids = made.encode(text)
+        assert made.decode(ids) == text and max(ids) < FIRST_SPECIAL_ID
+        words, tokens = words + len(text.split()), tokens + len(ids)
+    assert tokens < 1.4 * words  # words are tokens, for the most part
+    control = [made.encode(name, special_tokens=True) for name in SPECIAL_TOKENS]
+    assert control == [[FIRST_SPECIAL_ID + place] for place in range(len(SPECIAL_TOKENS))]
+
+
+def test_tests_are_not_looked_at(data):
+    assert not any("Box" in text for text in tokenizer.training_texts(data))
+
+
+def test_a_text_that_does_not_come_back_is_refused(tmp_path):
+    files.write_lines(tmp_path / "text.jsonl", [{"text": "cafe\u0301"}])  # is composed by the tokenizer
+    with pytest.raises(DataError, match="comes back from the tokenizer as"):
+        tokenizer.main(tokenizer.Args(tmp_path, tmp_path / "tokenizer"))
+    assert not (tmp_path / "tokenizer").exists()
+
+
+# Where training begins
+
+
+def test_what_is_said_of_the_beginning_is_the_preset():
+    found = config_from_dict(start.described(preset("omni-tiny"), seed=0)["config.json"])
+    assert found.thinker_config == preset("omni-tiny").thinker_config
+    assert found.talker_config == preset("omni-tiny").talker_config
+    assert found.token2wav_config == preset("omni-tiny").token2wav_config
+    assert found.speech_tokenizer_config == speech_tokenizer_preset("omni-tiny", "scratch")
+    assert found.discriminator_config == start.JUDGES
+
+
+def test_small_frames_stay_small(tmp_path):
+    write_processor_config(start.processor(), tmp_path)
+    found = read_processor_config(tmp_path)
+    assert found.image_min_pixels == found.video_min_pixels == 56 * 56
+
+
+def test_voices_have_rows_that_nothing_else_uses(tmp_path):
+    write_sound(tmp_path / "a.flac", tone(4.5, 24_000), 24_000)
+    vector = np.arange(192.0).tolist()
+    told = {name: {"speaker": vector, "reference": "a.flac"} for name in chain.VOICES}
+    (tmp_path / "voices.json").write_text(json.dumps(told))
+    voices = start.read_voices(tmp_path)
+    assert list(voices) == ["heart", "joe", "emma", "onyx"]
+    talker, rows = preset("omni-tiny").talker_config, [voice["bos_token"] for voice in voices.values()]
+    used = {talker.tts_text_start_token_id, talker.tts_text_end_token_id, talker.tts_text_pad_token_id}
+    assert len({*rows, *used}) == 7 and min(rows) > FIRST_SPECIAL_ID + len(SPECIAL_TOKENS)
+    assert voices["joe"]["cond"].shape == (1, 192) and voices["joe"]["ref_mel"].shape == (1, 400, 80)
+
+
+def test_outputs_begin_as_their_means(tmp_path):
+    for name, seconds in (("a", 1.0), ("b", 0.5)):
+        write_sound(tmp_path / f"{name}.flac", tone(seconds, 24_000), 24_000)
+    spoken = [{"audio": "a.flac", "text": "aab"}, {"audio": "b.flac", "text": "b"}]
+    for name in ("transcribed", "recordings"):
+        files.write_lines(tmp_path / f"{name}.jsonl", spoken)
+    found = outset.output_biases(tmp_path)
+    wanted = logical_axes(config_from_dict(start.described(preset("omni-tiny"), seed=0)["config.json"]), PARTS)[1]
+    shapes = {path: leaf.shape for path, leaf in flatten(wanted)}
+    assert {path: value.shape for path, value in found.items()} == {path: shapes[path] for path in found}
+
+    letters = found["speech_tokenizer/text_head/bias"] + np.eye(257)[0] * BLANK_LOGIT
+    shares = np.exp(letters) / np.exp(letters).sum()
+    a, b = (1 + ord(letter) for letter in "ab")
+    assert shares[[0, a, b]] == pytest.approx([0.7, 0.15, 0.15], abs=0.01)
+    sounds = [load_sound(line, tmp_path, 16_000) for line in spoken]
+    mel = np.concatenate([speech_mel(sound, MEL_16K) for sound in sounds]).mean(axis=0)
+    assert found["speech_tokenizer/mel_decoder/conv_out/bias"] + MEAN_LOG_MEL == pytest.approx(mel, abs=1e-4)
+
+
+def test_ears_are_the_lower_layers_of_the_speech_tokenizer():
+    encoder = {
+        "conv1": np.zeros(3), "conv2": np.zeros(3), "projection": np.zeros(2), "layers": {"a": np.zeros((4, 2))},
+    }  # fmt: skip
+    hears = {"conv1": np.ones(3), "conv2": np.ones(3), "quantize_in": np.ones(5), "layers": {"a": np.ones((2, 2))}}
+    import jax.numpy as jnp
+
+    encoder["layers"]["a"] = jnp.asarray(encoder["layers"]["a"])
+    found = with_ears(encoder, hears)
+    assert set(found) == set(encoder)
+    assert found["conv1"].all() and found["conv2"].all() and not found["projection"].any()
+    assert found["layers"]["a"].tolist() == [[1, 1], [1, 1], [0, 0], [0, 0]]
+
+
+# The steps and their configurations
+
+
+def test_each_step_comes_after_those_that_it_reads():
+    done = set()
+    for step in steps():
+        assert set(step.after) <= done
+        done.add(step.name)
+    configs = {step.config for step in steps() if step.config is not None}
+    assert configs == set(chain.CONFIGS.glob("*.py"))
+
+
+def test_configurations_begin_with_what_is_made_before_and_learn_from_what_there_is(lines):
+    by_name = {step.name: step for step in steps()}
+    made = {step.result: step.name for step in steps()}
+    for step in steps():
+        if step.config is None:
+            continue
+        config = load_config(step.config)
+        assert config.output == f"runs/{step.name}" and step.result == f"{config.output}/model"
+        assert made[config.checkpoint] in step.after
+        for source in config.data.sources:
+            assert source.path in lines or made[source.path] in step.after
+        assert {source.path for source in config.held_out} <= {"held_out_recordings.jsonl"}
+        assert config.dtype == "float32"
+    for voice in ("voiced", *(f"spoken_{voice}" for voice in chain.VOICES)):
+        name = voice.removeprefix("spoken_")
+        assert f"{voice}.jsonl" in by_name[f"codes_{name}"].options and f"{voice}.jsonl" in lines
+
+
+def test_a_trial_makes_runs_short_and_nothing_else():
+    whole, short = ({step.name: step for step in steps(scale=scale)} for scale in (1.0, 0.01))
+    assert short["prefer"] == whole["prefer"]
+    assert whole["sft"].options == ("train", "--config", str(chain.CONFIGS / "sft.py"))
+    total = load_config(chain.CONFIGS / "sft.py").optimizer.total_steps
+    assert short["sft"].options[3:5] == ("--optimizer.total-steps", str(round(total / 100)))
+    assert short["sft"].fingerprint != whole["sft"].fingerprint
+
+
+def test_where_things_lie_is_no_other_setting():
+    one, other = (steps(data=("--fsdd", folder, "--scale", "0.1"))[0] for folder in ("/a", "/b"))
+    assert one.fingerprint == other.fingerprint != steps()[0].fingerprint
+    assert one.fingerprint == steps(data=("--scale", "0.1"))[0].fingerprint
+
+
+def test_steps_are_chosen_by_name():
+    names = [step.name for step in steps()]
+    assert [step.name for step in selected(steps(), None, None, None)] == names
+    assert [step.name for step in selected(steps(), "sft", None, None)] == ["sft"]
+    assert [step.name for step in selected(steps(), None, "sft", "talker_icl")] == ["sft", "talker_icl"]
+    with pytest.raises(ConfigError, match="no step 'stf'"):
+        selected(steps(), "stf", None, None)
+    with pytest.raises(ConfigError, match="sft comes after start"):
+        selected(steps(), None, "sft", "start")
+
+
+# Going on after a fault
+
+
+def fake(name: str, *after: str) -> Step:
+    return Step(name, after, "nothing", (), f"{name}/model", name)
+
+
+FAKES = fake("first"), fake("second", "first"), fake("third", "second")
+
+
+def writing(step: Step, text: str = "") -> list[str]:
+    return [sys.executable, "-c", f"import os; os.makedirs({step.place!r}); open({step.result!r}, 'w').write({text!r})"]
+
+
+def make(book: Book, *wanted: Step) -> None:
+    with locked(book.folder) as lock:
+        for step in wanted:
+            assert not book.finished(step)
+            book.make(step, writing(step), lock)
+            assert book.finished(step)
+
+
+def test_what_has_ended_is_not_done_again_and_what_failed_is(tmp_path):
+    first, second, _ = FAKES
+    book = Book(tmp_path, FAKES)
+    make(book, first)
+    with locked(tmp_path) as lock:
+        with pytest.raises(DataError, match="second failed with status 3"):
+            book.make(second, [sys.executable, "-c", "raise SystemExit(3)"], lock)
+        with pytest.raises(DataError, match="second was stopped. The same command goes on"):
+            book.make(second, [sys.executable, "-c", ""], lock)  # a run that is asked to stop ends so
+    again = Book(tmp_path, FAKES)
+    assert again.finished(first) and not again.finished(second)
+    make(again, second)
+    told = json.loads((tmp_path / "steps" / "second.json").read_text())
+    assert told["inputs"].keys() == {"first"} and told["made"] and told["processor_seconds"] < 60
+
+
+def test_a_step_waits_for_what_it_reads(tmp_path):
+    with pytest.raises(DataError, match="second needs first, whose first/model is not there"):
+        Book(tmp_path, FAKES).finished(FAKES[1])
+
+
+def test_results_of_other_inputs_are_not_taken_unasked(tmp_path):
+    first, second, third = FAKES
+    book = Book(tmp_path, FAKES)
+    make(book, first, second, third)
+    for path in (tmp_path / "first").iterdir():
+        path.unlink()
+    (tmp_path / "first").rmdir()
+    make(book, first)
+    with pytest.raises(DataError, match=r"second was made with other first than there are now\. Remove .*second to"):
+        book.finished(second)
+    assert book.finished(third)  # of the second that is there
+    accepting = Book(tmp_path, FAKES, accept_changes=True)
+    assert accepting.finished(second) and Book(tmp_path, FAKES).finished(second)
+    other = replace(second, options=("--scale", "2"))
+    with pytest.raises(DataError, match="second was made with other settings"):
+        Book(tmp_path, (first, other, third)).finished(other)
+
+
+def test_a_result_that_was_finished_without_us_is_taken(tmp_path):
+    first, second, _ = FAKES
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "model").touch()
+    book = Book(tmp_path, FAKES)
+    assert book.finished(first)
+    make(book, second)
+    assert Book(tmp_path, FAKES).finished(second)
+
+
+def test_being_stopped_stops_the_step_and_says_so(tmp_path):
+    """The command is asked as we are; it saves and ends well, but has no result."""
+    program = (
+        "import signal, sys, time\n"
+        "def stop(number, frame):\n    open('saved', 'w').close(); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "open('ready', 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    us = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from examples.omni_tiny.train_all import Book, locked\n"
+        "from examples.omni_tiny.chain import Step\n"
+        "from omni_jax.errors import DataError\n"
+        "step = Step('first', (), 'nothing', (), 'first/model', 'first')\n"
+        f"with locked(Path({str(tmp_path)!r})) as lock:\n"
+        "    try:\n"
+        f"        Book(Path({str(tmp_path)!r}), [step]).make(step, [sys.executable, '-c', {program!r}], lock)\n"
+        "    except DataError as error:\n"
+        "        sys.exit(str(error))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", us], cwd=train_all.ROOT, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    wait_for(tmp_path / "ready", process)
+    with pytest.raises(DataError, match="works in"), locked(tmp_path):
+        pass
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "first was stopped. The same command goes on." in said
+    assert (tmp_path / "saved").exists()
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
