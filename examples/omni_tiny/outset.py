@@ -1,8 +1,8 @@
 """What the outputs of sound say before they have learnt anything: the mean mel, and letters as often as they come.
 
-Without it the first steps would only find this out, and all that lies before an output would help: every layer learns
-to say the same at every place, and the codes of the speech tokenizer become one. Measured on the trial's data: of 81
-equally frequent codes 2 are left after 30 steps.
+Without it the first steps find this out, and codes may collapse meanwhile: on the trial's data, at the same rate, 81
+equally frequent codes were 2 after 30 steps with output biases that learnt 50 times faster, and 124 with these. One run
+each; long runs are another matter.
 """
 
 from collections import Counter
