@@ -15,3 +15,12 @@ ALL_PASSES = {
 def xla_flags(devices: int = 1) -> str:
     """`XLA_FLAGS` of a process with so many CPU devices."""
     return f"{CHEAP_XLA} --xla_force_host_platform_device_count={devices}"
+
+
+def on_devices(count: int) -> dict[str, str]:
+    """Environment of a process with so many CPU devices.
+
+    Collectives of one device that run side by side each wait in a thread for the other devices: of as few threads as
+    there are devices (or processors, `NPROC`) none may be left for the one that all wait for.
+    """
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(count), "NPROC": str(4 * count)}

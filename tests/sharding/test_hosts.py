@@ -12,7 +12,7 @@ import pytest
 
 from omni_jax.errors import ShardingError
 from omni_jax.sharding import hosts
-from tests.processes import xla_flags
+from tests.processes import on_devices
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,10 +23,7 @@ def run(checkpoint, processes: int) -> list[dict]:
         port = free.getsockname()[1]
     running = []
     for index in range(processes):
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": xla_flags(8 // processes),
-        }
+        environment = os.environ | on_devices(8 // processes)
         if processes > 1:
             environment |= {
                 "OMNI_JAX_COORDINATOR": f"127.0.0.1:{port}",

@@ -18,7 +18,7 @@ from omni_jax.sampling.load import TEXT_COMPONENTS
 from omni_jax.sampling.speech import SPEECH_COMPONENTS
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.sharding.rules import SAMPLING, partition_spec, shardings
-from tests.processes import xla_flags
+from tests.processes import on_devices
 
 COMPONENTS = (*TEXT_COMPONENTS, *SPEECH_COMPONENTS)
 
@@ -116,7 +116,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def on_8_devices(tiny_checkpoint) -> dict:
-    environment = os.environ | {"XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | on_devices(8)
     command = [sys.executable, "-c", ON_8_DEVICES, str(tiny_checkpoint[1])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

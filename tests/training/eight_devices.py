@@ -8,12 +8,12 @@ import os
 import subprocess
 import sys
 
-from tests.processes import xla_flags
+from tests.processes import on_devices
 
 
 def run_on_eight_devices(kind: str) -> list[str]:
     """What this file prints for "text" or "media"."""
-    environment = os.environ | {"XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | on_devices(8)
     command = [sys.executable, "-m", "tests.training.eight_devices", kind]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

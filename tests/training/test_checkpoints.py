@@ -21,7 +21,7 @@ from omni_jax.interop.restore import load_checkpoint_info, restore_leaves
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.training.checkpoints import Checkpoints
 from omni_jax.training.run_config import changed, check_same
-from tests.processes import xla_flags
+from tests.processes import on_devices, xla_flags
 
 SHAPE = (64, 64)
 
@@ -232,7 +232,7 @@ def test_eight_devices_go_on_from_one_and_one_from_eight(tmp_path):
     state = {"a": jax.device_put(jnp.arange(128.0).reshape(16, 8), place), "b": jax.device_put(jnp.int32(1), place)}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
-    environment = os.environ | {"XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | on_devices(8)
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     subprocess.run([sys.executable, "-c", MOVED, str(tmp_path)], env=environment, check=True, timeout=300)
     with Checkpoints(tmp_path) as checkpoints:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.processes import xla_flags
+from tests.processes import on_devices
 from tests.training.stages import lay_out, run_in_child
 
 MODULE = "tests.training.stages_meshes"
@@ -27,7 +27,7 @@ def alone(folder) -> list[float]:
 
 @pytest.fixture(scope="module")
 def eight(folder, alone):
-    return run_in_child(MODULE, folder, "eight", XLA_FLAGS=xla_flags(8))
+    return run_in_child(MODULE, folder, "eight", **on_devices(8))
 
 
 @pytest.mark.parametrize("mesh", ["data", "fsdp and tensor", "fsdp and context"])

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import textwrap
 
-from tests.processes import xla_flags
+from tests.processes import on_devices
 
 CODE = """
     import re, sys
@@ -53,7 +53,7 @@ CODE = """
 
 
 def test_a_mesh_changes_neither_losses_nor_gradients_and_moves_no_rows():
-    environment = os.environ | {"XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | on_devices(8)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CODE)], env=environment, capture_output=True, text=True
     )
