@@ -3,7 +3,7 @@
     omni-jax train --config configs/vocoder.py
 
 Paper: section 2.4 takes BigVGAN (arXiv:2206.04658) as it is; this trains one on other mels or voices.
-Chips: meant for v5p-8 or v6e-8; not measured yet.
+Chips: v5p-8 takes 9.2 of 95.7 GiB by the compiler's account; never run.
 Memory: see docs/performance.md; `omni-jax compile --workload vocoder` tells it for other chips.
 Ours: batch and steps; learning rate, betas and loss weights are BigVGAN's.
 """
