@@ -59,11 +59,13 @@ def _equation(eqn: JaxprEqn, trips: int, flops: Flops) -> int:
     name, params = eqn.primitive.name, eqn.params
 
     def inner(jaxpr: Any) -> int:
-        flops.scopes.append(str(eqn.source_info.name_stack))
+        # conditions in a kernel's body are its own
+        around, own = flops.scopes, str(eqn.source_info.name_stack)
+        flops.scopes = [] if name == "pallas_call" else [*around, own]
         try:
             return _jaxpr(_open(jaxpr), trips, flops)
         finally:
-            flops.scopes.pop()
+            flops.scopes = around
 
     match name:
         case "dot_general":

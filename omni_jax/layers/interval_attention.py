@@ -66,8 +66,11 @@ def _attend(query, key, value, start, stop, reach):
         mask = (place >= start[..., None]) & (place < stop[..., None])
         return attend(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask)
     from omni_jax.kernels.interval_attention import interval_attention
+    from omni_jax.kernels.interval_attention.block_sizes import MAX_WINDOW_REACH
 
-    # rows laid end to end: the kernel knows no batch
+    # rows laid end to end: the kernel knows no batch, but that none sees as far as another
+    if batch > 1 and reach is None and length == keys > MAX_WINDOW_REACH:
+        reach = keys
     offset = jnp.arange(batch)[:, None] * keys
     with jax.named_scope(f"rows_{batch}"):  # read by compilation/flops.py
         out = interval_attention(

@@ -288,6 +288,7 @@ def test_a_report_compares_codes_and_sound(omni, speech_pairs, tmp_path, monkeyp
     assert again["mel_l1"] > 0 and again["cepstral_db"] > 0 and 0 <= again["cycle_accuracy"] <= 1
     # a word of three is wrong in each clip of the first text, all are wrong, and none of three right, in the second
     wrong = [{TEXTS[0]: 1 / 3, TEXTS[1]: 1}[clip["text"]] for clip in clips if "text" in clip]
+    assert set(wrong) == {1 / 3, 1}
     assert again["wer_original"] == again["wer"] == pytest.approx(np.mean(wrong))
 
 

@@ -62,6 +62,20 @@ def test_a_scope_says_how_often_the_dearer_branch_is_taken():
     assert backward == (2 * 2 + 6) * 2 * 4**3 + (2 * (4 + 1) + 6 * 2) * 2 * 4**3
 
 
+def test_a_scope_does_not_reach_into_a_kernel():
+    bounds = (jnp.arange(512) // 64 * 64)[None], (jnp.arange(512) // 64 * 64 + 64)[None]
+
+    def total(scope):
+        def attend(q, k, v):
+            with jax.named_scope(scope):
+                return attend_intervals(q, k, v, *bounds, reach=64).sum()
+
+        with assume_target(Target("tpu", "v5e")):
+            return flops(jax.grad(attend, argnums=(0, 1, 2)), *[(1, 512, 16, 80)] * 3).total
+
+    assert total("4_of_32") == total("whatever") > 0
+
+
 def test_rows_that_lie_end_to_end_do_not_see_each_other():
     """Of the kernel for long intervals, forward and backward."""
 

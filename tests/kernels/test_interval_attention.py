@@ -128,8 +128,17 @@ def test_whole_frames_with_heads_that_straddle_registers():
     assert_as_reference(random_inputs(150, 150, 8, 8, 80), patterns.packed_blocks(jnp.array([100, 40]), 150))
 
 
+@pytest.mark.parametrize("length, keys, most", [(1300, 1300, 18), (700, 1300, 9), (1300, 700, 9)])
+def test_chunks_that_have_grown_hold_each_pair(length, keys, most, monkeypatch):
+    monkeypatch.setattr(block_sizes, "MAX_PAIRS", most)
+    value_and_gradients.clear_cache()
+    start = jnp.arange(length) % 37 * keys // 74
+    assert_as_reference(random_inputs(length, keys, 2, 1, 128), (start, jnp.minimum(start + 600, keys)))
+
+
 def test_chunks_grow_where_pairs_would_not_fit_their_memory(monkeypatch):
     monkeypatch.setattr(block_sizes, "MAX_PAIRS", 8)
+    value_and_gradients.clear_cache()
     inputs = random_inputs(1300, 1300, 2, 1, 128)
     bounds = patterns.packed_blocks(jnp.array([700, 30, 513]), 1300)
     plan = interval_plan(*bounds, 1300, heads=2, kv_heads=1, head_dim=128, dtype=jnp.float32, implementation="tpu").tpu

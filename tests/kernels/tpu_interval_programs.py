@@ -16,7 +16,7 @@ CASES = {  # positions, query heads, kv heads, head size, reach, gradients too, 
     "audio, 60 s": (3000, 20, 20, 64, 100, True, 1),
     "vision, windows of 4,096 patches": (4096, 16, 16, 80, 64, True, 1),
     "vision, 4 frames of 1,024 patches": (4096, 16, 16, 80, None, True, 1),
-    "vision, frames of 98,304 patches": (98304, 16, 16, 80, None, True, 1),  # pairs at the limit of scalar memory
+    "vision, frames of 113,152 patches": (113152, 16, 16, 80, None, True, 1),  # 97,682 pairs, at the limit
     "DiT, 96 frames": (96, 16, 16, 64, 48, True, 1),
     "DiT, 3,000 frames": (3000, 16, 16, 64, 48, False, 1),
 }
