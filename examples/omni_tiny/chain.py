@@ -8,10 +8,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from examples.omni_tiny.voices import TALKER
 from omni_jax.training.run_config import load_config
 
 CONFIGS = Path(__file__).parent / "configs"
-VOICES = ("heart", "joe", "emma", "onyx")
+VOICES = tuple(TALKER)
 MODEL = "model"
 
 

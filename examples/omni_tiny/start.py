@@ -23,8 +23,9 @@ from examples.omni_tiny.outset import output_biases
 from input_pipeline.media import load_audio
 from input_pipeline.voice_mel import RATE, voice_mel
 from omni_jax.config import DiscriminatorConfig, OmniConfig, ProcessorConfig
-from omni_jax.config_json import read_json_object, write_processor_config
+from omni_jax.config_json import config_to_dict, read_json_object, write_processor_config
 from omni_jax.errors import OmniError
+from omni_jax.interop.assemble import Assembled, record_of, sizes_of
 from omni_jax.interop.assemble_config import published_form
 from omni_jax.interop.assemble_random import random_leaves
 from omni_jax.interop.import_checkpoint import PARAMS, RECORD
@@ -125,26 +126,14 @@ def described(config: OmniConfig, *, seed: int) -> dict[str, dict[str, Any]]:
         speech_tokenizer_config=speech_tokenizer_preset("omni-tiny", "scratch"),
         discriminator_config=JUDGES,
     )
-    added = {name: _plain(getattr(own, name)) for name in ("speech_tokenizer_config", "discriminator_config")}
+    added = {name: config_to_dict(own)[name] for name in ("speech_tokenizer_config", "discriminator_config")}
+    assembled = Assembled(sizes_of(entries), {}, tuple(entry.path for entry in entries), {})
+    dtypes = {name: "float32" for entry in entries for name in entry.torch_names}
     return {
         "config.json": published_form(config, dtype="float32", talker=True, ends=ends) | added,
         "generation_config.json": {"eos_token_id": [end, pad], "pad_token_id": pad},
-        RECORD: {
-            "format": 1,
-            "components": list(dict.fromkeys(entry.component for entry in entries)),
-            "prefixed": True,
-            "parameters": sum(entry.size for entry in entries),
-            "source_dtypes": {name: "float32" for entry in entries for name in entry.torch_names},
-            "assembled_from": {},
-            "random": [entry.path for entry in entries],
-            "seed": seed,
-        },
+        RECORD: record_of(assembled, dtypes, seed),
     }
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    values = {name: value for name, value in vars(config).items() if name != "source"}
-    return json.loads(json.dumps(values))
 
 
 def processor() -> ProcessorConfig:

@@ -5,7 +5,6 @@
 Ids 0 ... 999 are text, 1000 and on the control tokens, as in the published order.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tyro.conf import arg
 
 from examples.omni_tiny.files import whole
 from input_pipeline.chat import DEFAULT_SYSTEM_TEXT
+from input_pipeline.jsonl import JsonLines
 from input_pipeline.tokenizer import Tokenizer
 from omni_jax.errors import DataError, OmniError
 from omni_jax.interop.random_tokenizer import write_tokenizer
@@ -56,12 +56,16 @@ def main(args: Args) -> None:
 
 
 def training_texts(folder: Path) -> Iterator[str]:
-    """All texts in the lines of a folder, but those of tests and what was recorded of them."""
+    """All texts in the lines of a folder, but those of tests and what was recorded of them.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
     for path in sorted(folder.glob("*.jsonl")):
         if not path.name.startswith(("test_", "held_out_")):
-            with open(path, encoding="utf-8") as lines:
-                for line in lines:
-                    yield from texts_of(json.loads(line))
+            lines = JsonLines(path)
+            for index in range(len(lines)):
+                yield from texts_of(lines.value(index))
 
 
 def texts_of(line: Mapping[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from omni_jax.cli.prefer_answers import with_speech
 from omni_jax.errors import DataError
-from omni_jax.evaluation.line_file import LineFile
+from omni_jax.evaluation.line_file import LineFile, read_whole_lines
 from omni_jax.training.preferences import SpokenSample
 
 
@@ -38,20 +38,13 @@ class AnswerFile(LineFile):
                 yield json.loads(stream.readline())
 
     def _go_on(self, settings: Mapping[str, Any]) -> None:
-        whole = 0
-        with open(self.path, "rb") as stream:
-            for number, line in enumerate(stream):
-                if number and not line.endswith(b"\n"):
-                    break
-                try:
-                    row = json.loads(line)
-                    if number == 0:
-                        self._check(row["settings"], settings)
-                    else:
-                        self.done.add(row["index"])
-                except (ValueError, TypeError, KeyError) as error:
-                    raise DataError(f"{self.path}: line {number + 1} is damaged. Delete the file.") from error
-                whole += len(line)
+        def take(number: int, row: dict[str, Any]) -> None:
+            if number == 0:
+                self._check(row["settings"], settings)
+            else:
+                self._added(row)
+
+        whole = read_whole_lines(self.path, take, "{path}: line {number} is damaged. Delete the file.")
         os.truncate(self.path, whole)
 
     def _check(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -3,11 +3,36 @@
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omni_jax.errors import DataError
+
+
+def read_whole_lines(path: Path, take: Callable[[int, dict[str, Any]], None], damaged: str) -> int:
+    """Calls take(0, first line), take(1, second line), …; a last line that a crash has cut short is left out.
+
+    Args:
+        damaged: what is said of a line that is no JSON or lacks something, with `{path}` and `{number}` (from 1).
+
+    Returns:
+        The bytes of the lines that are whole.
+
+    Raises:
+        DataError: a line is damaged, or `take` refuses it. OSError: the file cannot be read.
+    """
+    whole = 0
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream):
+            if number and not line.endswith(b"\n"):
+                break
+            try:
+                take(number, json.loads(line))
+            except (ValueError, TypeError, KeyError) as error:
+                raise DataError(damaged.format(path=path, number=number + 1)) from error
+            whole += len(line)
+    return whole
 
 
 class LineFile(ABC):

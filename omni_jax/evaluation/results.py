@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_jax.errors import DataError
-from omni_jax.evaluation.line_file import LineFile
+from omni_jax.evaluation.line_file import LineFile, read_whole_lines
 
 
 class ResultsFile(LineFile):
@@ -49,20 +49,15 @@ def read_results(path: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]], int]:
     """Settings, rows, and the bytes of whole lines."""
-    settings, rows, whole = None, {}, 0
-    with open(path, "rb") as stream:
-        for number, line in enumerate(stream):
-            if number and not line.endswith(b"\n"):
-                break
-            try:
-                row = json.loads(line)
-                if number == 0:
-                    settings = dict(row["settings"])
-                else:
-                    rows[int(row["index"])] = row
-            except (ValueError, TypeError, KeyError) as error:
-                raise DataError(f"{path}:{number + 1}: is damaged. Delete the file, or give --overwrite.") from error
-            whole += len(line)
-    if settings is None:
+    settings, rows = [], {}
+
+    def take(number: int, row: dict[str, Any]) -> None:
+        if number == 0:
+            settings.append(dict(row["settings"]))
+        else:
+            rows[int(row["index"])] = row
+
+    whole = read_whole_lines(path, take, "{path}:{number}: is damaged. Delete the file, or give --overwrite.")
+    if not settings:
         raise DataError(f"{path}: is empty. Delete the file, or give --overwrite.")
-    return settings, rows, whole
+    return settings[0], rows, whole

@@ -119,7 +119,7 @@ def assemble_checkpoint(
     drawn = random_leaves(config, random, seed=seed, dtype=DTYPES[dtype or "float32"])
     leaves |= {leaf.path: leaf for leaf in drawn}
     assembled = Assembled(
-        _sizes(entries),
+        sizes_of(entries),
         {component: folder for folder, plan in plans.items() for component in plan.components},
         random,
         {source.part.adapter.rstrip("/"): source.width for source in sources if not source.fits(width)},
@@ -129,7 +129,7 @@ def assemble_checkpoint(
         "config.json": published_form(config, dtype=_main_dtype(dtypes), talker=talker, ends=tokenizer.ends),
         "generation_config.json": tokenizer.generation,
         "preprocessor_config.json": _preprocessor_of(config),
-        RECORD: _record(assembled, dtypes, seed),
+        RECORD: record_of(assembled, dtypes, seed),
         **tokenizer.json,
     }
 
@@ -163,7 +163,8 @@ def _check_request(
             raise CheckpointError(f"{destination} holds {folder}, which is being read. Write to another folder.")
 
 
-def _sizes(entries: Table) -> dict[str, int]:
+def sizes_of(entries: Table) -> dict[str, int]:
+    """Component -> number of its parameters."""
     sizes: dict[str, int] = {}
     for entry in entries:
         sizes[entry.component] = sizes.get(entry.component, 0) + entry.size
@@ -186,7 +187,8 @@ def _main_dtype(dtypes: Mapping[str, str]) -> str:
     return dtypes["thinker.model.embed_tokens.weight"]
 
 
-def _record(assembled: Assembled, dtypes: Mapping[str, str], seed: int) -> dict[str, Any]:
+def record_of(assembled: Assembled, dtypes: Mapping[str, str], seed: int) -> dict[str, Any]:
+    """The file RECORD of a checkpoint. `dtypes`: of each parameter, by its name in a published Qwen2.5-Omni."""
     return {
         "format": 1,
         "components": list(assembled.parameters),

@@ -19,7 +19,6 @@ import soundfile
 
 from input_pipeline.training_batch import RowShape
 from tests.input_pipeline.media_files import numbered_frame, picture, tone, write_film, write_image
-from tests.processes import xla_flags
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHAPE = RowShape(tokens=256, audio_blocks=3, patches=64)
@@ -154,7 +153,7 @@ def codes(output: str, lines: Sequence[Line]) -> list[tuple[list[int], str | Non
 
 def run_in_child(module: str, folder: Path, *kind: str, **environment: str) -> Mapping[str, Any]:
     """What `python -m MODULE [KIND] FOLDER` leaves in results.json."""
-    variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(), "PYTHONPATH": str(CONFIGS.parent)}
+    variables = os.environ | {"PYTHONPATH": str(CONFIGS.parent)}
     command = [sys.executable, "-m", module, *kind, str(folder)]
     done = subprocess.run(command, env=variables | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

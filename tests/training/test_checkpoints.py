@@ -21,7 +21,7 @@ from omni_jax.interop.restore import load_checkpoint_info, restore_leaves
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.training.checkpoints import Checkpoints
 from omni_jax.training.run_config import changed, check_same
-from tests.processes import on_devices, xla_flags
+from tests.processes import on_devices
 
 SHAPE = (64, 64)
 
@@ -266,11 +266,7 @@ def test_two_hosts_write_one_model_folder(tmp_path, tiny_checkpoint):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-c", HALVES, str(tiny_checkpoint[1]), str(tmp_path / "model")]
-    common = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": xla_flags(),
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
+    common = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     common |= {"OMNI_JAX_COORDINATOR": f"127.0.0.1:{port}", "OMNI_JAX_PROCESSES": "2"}
     both = [subprocess.Popen(command, env=common | {"OMNI_JAX_PROCESS": str(number)}) for number in (0, 1)]
     try:

@@ -12,7 +12,6 @@ import pytest
 
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.training.checkpoints import Checkpoints
-from tests.processes import xla_flags
 from tests.training import survival_run
 from tests.training.survival_run import ToyData, ToyTrainer
 
@@ -24,7 +23,6 @@ def launch(output: Path, signals: str = "", processes: int = 1, *, steps: int = 
     """What became of each start; the last may end, the others get a signal. Options are those of the script."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION")}
     environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
-    environment |= {"XLA_FLAGS": xla_flags()}
     if "kind" in options:  # of a real model: compiled once, not at each start
         environment["JAX_COMPILATION_CACHE_DIR"] = str(output.parent / "xla")
     command = [sys.executable, str(SCRIPT), str(output), str(steps), "--signals", signals]
