@@ -9,7 +9,7 @@ from torch import nn as torch_nn
 
 from omni_jax.interop.weight_table import conv1d as conv_layout
 from omni_jax.interop.weight_table import conv_transpose1d as transposed_layout
-from omni_jax.layers.convolution import Conv1d, ConvTranspose1d, keep_frames
+from omni_jax.layers.convolution import Conv1d, ConvTranspose1d, conv_transpose1d, keep_frames
 
 
 def run(module, layer, x, layout):
@@ -64,3 +64,21 @@ def test_frames_beyond_a_rows_length_become_zero_even_if_not_a_number():
     kept = keep_frames(x, jnp.array([2, 4]))
     np.testing.assert_array_equal(kept[..., 0], [[1, 1, 0, 0], [1, 1, 1, 1]])
     assert keep_frames(x, None) is x
+
+
+@pytest.mark.parametrize("length", [1, 9])
+@pytest.mark.parametrize(("size", "stride"), [(4, 2), (11, 5), (12, 6), (16, 8), (7, 3), (2, 2)])
+def test_gradients_of_upsampling_match_pytorch(size, stride, length):
+    x = torch.randn(2, length, 6, requires_grad=True)
+    layer = torch_nn.ConvTranspose1d(6, 3, size, stride, padding=(size - stride) // 2, bias=False)
+    out = layer(x.transpose(1, 2)).transpose(1, 2)
+    shape = torch.randn(*out.shape)
+    (out * shape).sum().backward()
+    kernel = jnp.asarray(transposed_layout.to_jax(layer.weight.detach().numpy()))
+
+    def score(x, kernel):
+        return jnp.sum(conv_transpose1d(x, kernel, stride=stride) * shape.numpy())
+
+    of_x, of_kernel = jax.grad(score, (0, 1))(jnp.asarray(x.detach().numpy()), kernel)
+    np.testing.assert_allclose(of_x, x.grad, atol=1e-5)
+    np.testing.assert_allclose(of_kernel, transposed_layout.to_jax(layer.weight.grad.numpy()), atol=1e-4)

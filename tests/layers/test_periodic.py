@@ -1,12 +1,13 @@
 """The anti-aliased periodic activation: published filter, published values, exact row ends."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as hf
 
-from omni_jax.layers.periodic import REACH, AntiAliasedSnake, anti_aliased, kaiser_sinc_filter, snake_beta
+from omni_jax.layers.periodic import REACH, AntiAliasedSnake, anti_aliased, kaiser_sinc_filter, sine_squared, snake_beta
 
 PUBLISHED_FILTER = [0.00202896, 0.00938947, -0.02554346, -0.05765738, 0.12857258, 0.4432098]
 
@@ -36,6 +37,43 @@ def test_snake_parameters_are_logarithms():
     x = jnp.array([[0.5, 0.5]])
     y = snake_beta(x, jnp.log(jnp.array([1.0, 2.0])), jnp.log(jnp.array([1.0, 4.0])))
     np.testing.assert_allclose(y[0], [0.5 + np.sin(0.5) ** 2, 0.5 + np.sin(1.0) ** 2 / 4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 30, 1000])
+def test_squared_sine(size):
+    x = np.random.default_rng(0).uniform(-size, size, 20_000).astype(np.float32)
+    np.testing.assert_allclose(sine_squared(jnp.asarray(x)), np.sin(x.astype(np.float64)) ** 2, atol=5e-7)
+
+
+def test_gradients_of_snake_are_those_of_its_formula():
+    x, params = signal(2, 50, 3), snake_params(3)
+    shape = signal(2, 50, 3, seed=2)
+
+    def formula(x, alpha, beta):
+        return x + jnp.square(jnp.sin(x * jnp.exp(alpha))) / (jnp.exp(beta) + 1e-9)
+
+    found, want = (
+        jax.grad(lambda *given, f=f: jnp.sum(f(*given) * shape), (0, 1, 2))(x, params["alpha"], params["beta"])
+        for f in (snake_beta, formula)
+    )
+    for ours, theirs in zip(found, want):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_the_filters_are_those_of_the_published_activation():
+    x, params, shape = signal(2, 23, 4), snake_params(4), signal(2, 23, 4, seed=2)
+    layer = hf.Qwen2_5OmniAntiAliasedActivation1d(hf.Qwen2_5OmniSnakeBeta(4))
+    with torch.no_grad():
+        for name, value in params.items():
+            getattr(layer.act, name).copy_(torch.tensor(np.asarray(value)))
+    theirs = torch.tensor(np.asarray(x)).transpose(1, 2).requires_grad_()
+    (layer(theirs) * torch.tensor(np.asarray(shape)).transpose(1, 2)).sum().backward()
+    ours, of_params = jax.grad(
+        lambda x, params: jnp.sum(AntiAliasedSnake().apply({"params": params}, x) * shape), (0, 1)
+    )(x, params)
+    np.testing.assert_allclose(ours, theirs.grad.transpose(1, 2), rtol=1e-4, atol=1e-5)
+    for name in params:
+        np.testing.assert_allclose(of_params[name], getattr(layer.act, name).grad, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 23])
