@@ -5,15 +5,19 @@ All paths are in the folder of the data, where every command runs.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from examples.omni_tiny.leave_out import KINDS, lines_of, lines_without
 from examples.omni_tiny.voices import TALKER
 from omni_jax.training.run_config import load_config
 
 CONFIGS = Path(__file__).parent / "configs"
 VOICES = tuple(TALKER)
 MODEL = "model"
+LEFT_OUT = ("pretrain2", "sft")  # the only stages that hear people
+SHORTER = 0.5  # of the usual steps, when a person is left out
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,10 @@ def steps(*, scale: float = 1.0, data: tuple[str, ...] = ()) -> list[Step]:
         *(_codes(voice, f"spoken_{voice}") for voice in VOICES),
         _run("token2wav", ("start", "codes_voiced"), scale),
         _run("vocoder", ("start",), scale),
-        _made("ears", ("start", "speech_tokenizer"), "join", "--base", "start", "--take",
+        _run("language", ("start",), scale),
+        _made("ears", ("language", "speech_tokenizer"), "join", "--base", "runs/language/model", "--take",
               "speech_tokenizer=runs/speech_tokenizer/model", "--ears", "runs/speech_tokenizer/model", "--to", "ears"),
-        _run("language", ("ears",), scale),
-        _run("pretrain1_adapters", ("language",), scale),
+        _run("pretrain1_adapters", ("ears",), scale),
         _run("pretrain1_encoders", ("pretrain1_adapters",), scale),
         _run("pretrain2", ("pretrain1_encoders",), scale),
         _run("sft", ("pretrain2",), scale),
@@ -80,6 +84,28 @@ def steps(*, scale: float = 1.0, data: tuple[str, ...] = ()) -> list[Step]:
         _made("omni-tiny", ("talker_speaker",), "join", "--base", last, "--dtype", "bfloat16", "--to", "omni-tiny"),
     ]  # fmt: skip
     return chain
+
+
+def left_out(who: str, *, scale: float = 1.0) -> list[Step]:
+    """Steps to a Thinker that has never heard `who`, beside the chain: those stages again that hear people.
+
+    runs/pretrain1_encoders, which they begin with, has heard synthetic speech only. They are half as long as usual, so
+    the result says what a person costs who is unknown and less training, too.
+
+    Args:
+        scale: as of `steps`.
+    """
+    lines, after = f"lines_without_{who}", "pretrain1_encoders"
+    target = lines_without(KINDS[-1], who)
+    found = [Step(lines, ("data",), _own("leave_out"), ("--data", ".", "--who", who), target, target)]
+    for stage in LEFT_OUT:
+        name, sources = f"{stage}_without_{who}", load_config(CONFIGS / f"{stage}.py").data.sources
+        others = {lines_of(kind, who): lines_without(kind, who) for kind in KINDS}
+        changes = {f"data.sources.{i}.path": others[each.path] for i, each in enumerate(sources) if each.path in others}
+        changes |= {"checkpoint": f"runs/{after}/{MODEL}", "output": f"runs/{name}"}
+        found.append(_run(name, (lines, after), scale * SHORTER, stage, changes))
+        after = name
+    return found
 
 
 def _is_place(word: str, following: str) -> bool:
@@ -101,13 +127,16 @@ def _codes(name: str, lines: str) -> Step:
     return Step(f"codes_{name}", ("data", "speech_tokenizer"), "omni_jax.cli.main", options, target, target)
 
 
-def _run(name: str, after: tuple[str, ...], scale: float) -> Step:
-    """A run of training, of the configuration of that name."""
-    file = CONFIGS / f"{name}.py"
+def _run(
+    name: str, after: tuple[str, ...], scale: float, stage: str | None = None, changes: Mapping[str, str] | None = None
+) -> Step:
+    """A run of training, of the configuration of that name, or of `stage` with `changes`."""
+    file = CONFIGS / f"{stage or name}.py"
     options = ["train", "--config", str(file)]
     if scale != 1:
         optimizer = load_config(file).optimizer
         total = max(round(optimizer.total_steps * scale), 2)
         warmup = min(round(optimizer.warmup_steps * scale), total - 1)
         options += ["--optimizer.total-steps", str(total), "--optimizer.warmup-steps", str(warmup)]
+    options += [word for key, value in (changes or {}).items() for word in (f"--{key}", value)]
     return Step(name, after, "omni_jax.cli.main", tuple(options), f"runs/{name}/{MODEL}", f"runs/{name}", file)

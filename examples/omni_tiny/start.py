@@ -46,7 +46,7 @@ SMALLEST = 4 * 28 * 28  # pixels of a picture or frame: 56x56
 JUDGES = DiscriminatorConfig(
     periods=(2, 3, 5),
     period_channels=(16, 32, 64, 128),
-    resolutions=((1024, 120, 600), (512, 60, 240)),
+    resolutions=((1024, 240, 960), (512, 120, 480)),
     resolution_channels=8,
 )
 

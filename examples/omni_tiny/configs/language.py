@@ -13,7 +13,7 @@ from omni_jax.training.run_stages import ThinkerStage
 
 config = RunConfig(
     stage=ThinkerStage(),
-    checkpoint="ears",
+    checkpoint="start",
     output="runs/language",
     data=DataConfig(
         sources=(SourceConfig("text.jsonl", weight=0.25), SourceConfig("read_aloud.jsonl", weight=0.75)),

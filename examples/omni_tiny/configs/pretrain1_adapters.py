@@ -13,7 +13,7 @@ from omni_jax.training.run_stages import ThinkerStage
 
 config = RunConfig(
     stage=ThinkerStage(),
-    checkpoint="runs/language/model",
+    checkpoint="ears",
     output="runs/pretrain1_adapters",
     data=DataConfig(
         sources=(SourceConfig("image_text.jsonl", weight=0.5), SourceConfig("audio_text.jsonl", weight=0.5)),
