@@ -1,4 +1,4 @@
-# make demo    a picture, a recording and a film through the model (the first time it installs everything)
+# make demo    a small model hears, sees and speaks; .demo/demo.html shows it (the first time it installs everything)
 # make tiny    make the checkpoint of the demo anew: data and all stages of training, most of a working day
 # make test    all tests but the slow ones
 # make lint    style

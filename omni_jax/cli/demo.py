@@ -1,191 +1,254 @@
-"""`omni-jax demo`: real media files through the whole model, stage by stage."""
+"""`omni-jax demo`: a small model hears, sees and speaks, on what it has never learnt."""
 
-import os
-import re
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from tyro.conf import arg
 
 from omni_jax.cli import console
-from omni_jax.cli.conversation import Answer, Answerer
-from omni_jax.sampling.options import SamplingOptions
+from omni_jax.cli.folders import imported_checkpoint
+from omni_jax.errors import CheckpointError, ConfigError, DataError, PromptError
 
-RANDOM = "The weights are random: the answers mean nothing; what you see is the machinery."
+if TYPE_CHECKING:
+    from omni_jax.cli.demo_play import Comparison, Played
+    from omni_jax.cli.demo_scenes import Scene
+
+Result = TypeVar("Result")
+ASSETS = Path(__file__).parents[1] / "assets"
+MODEL, SCENES = ASSETS / "omni_tiny", ASSETS / "demo"
+PAGE = "demo.html"
 
 
 @dataclass(frozen=True)
 class DemoArgs:
-    """Send a picture, a recording and a film with sound through the model, and show what each stage took.
+    """Play some scenes: spoken and typed questions about pictures, a film and sound, answered in text and speech.
 
-    The files are made on the spot. Without a checkpoint a small random one is made with the PyTorch model and imported.
+    The model is the small one that comes with the program, the media are none that it has learnt from. Each answer is
+    streamed, set beside the truth, timed, and compared with the one that is made offline. Spoken answers are written as
+    wav, and all of it as a page to open in a browser, demo.html.
+
+    The exit status is 1 when a streamed answer is not the offline one.
 
     example:
       omni-jax demo
     """
 
     checkpoint: Annotated[Path | None, arg(metavar="DIR")] = None
-    """An imported checkpoint to use instead of a random one."""
+    """An imported checkpoint that speaks, instead of the one that comes with the program."""
+    scenes: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Other scenes: a folder with scenes.json and its media, see omni_jax/cli/demo_scenes.py."""
     folder: Annotated[Path, arg(metavar="DIR")] = Path(".demo")
-    """Where the files and the random checkpoint are kept for the next time."""
-    max_new_tokens: int = 48
+    """Where the spoken answers and the page go."""
+    max_new_tokens: int = 40
     """Longest answer."""
+    max_codes: int = 380
+    """Longest speech; 50 codes are a second."""
+    solver: Literal["rk4", "euler"] = "euler"
+    """Of the flow from codes to mel. rk4, as published, takes seven times as long at its 10 --steps."""
+    steps: int = 6
+    """Time points of the solver, both ends counted."""
+    seed: int = 0
+    """Of the draw of codes, and of the sound. Text is greedy."""
     json: bool = False
-    """End standard output with one JSON object: random_weights, rows, seconds."""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One thing to show: a medium and a question about it."""
-
-    kind: str
-    file: str
-    question: str
-    use_audio: bool = False
-
-    def messages(self, media: Path) -> list[dict[str, Any]]:
-        medium = {"type": self.kind, self.kind: str(media / self.file)}
-        if self.use_audio:
-            medium["use_audio"] = True
-        return [{"role": "user", "content": [medium, {"type": "text", "text": self.question}]}]
-
-
-SCENES = (
-    Scene("image", "picture.png", "What is in the picture?"),
-    Scene("audio", "recording.flac", "What do you hear?"),
-    Scene("video", "film.mp4", "What happens in the film, and what do you hear?", use_audio=True),
-)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a scene gave. `first` includes compiling the programs, or loading them from the cache; `again` does not."""
-
-    scene: Scene
-    first: float
-    again: Answer
+    """End standard output with one JSON object: pass, right, rows, page, seconds."""
 
 
 def run(args: DemoArgs) -> int:
-    options = replace(SamplingOptions(), max_new_tokens=args.max_new_tokens)
-    out, seconds = console.Output(args.json), {}
-    steps = _Steps(out, seconds)
-    checkpoint = args.checkpoint or _random_checkpoint(args.folder, steps)
-    answerer = Answerer(checkpoint)
-    media = args.folder / "media"
-    steps("make the media", lambda: _make_media(media))
-    steps("load the checkpoint", lambda: answerer.sampler)
-
-    shown = []
-    for scene in SCENES:
-        first = steps(f"{scene.file}, first time", lambda scene=scene: _timed(answerer, scene, media, options))
-        shown.append(Shown(scene, first, answerer.answer(scene.messages(media), options)))
-    out.write("\nA second time, with all programs ready:\n")
-    out.write(table(shown))
-    for each in shown:
-        out.write(f"\n{each.scene.file}\n  > {each.scene.question}\n  {_printable(each.again.text)}")
-    if args.checkpoint is None:
-        out.write(f"\n{RANDOM}")
-    rows = [{"name": s.scene.file, "prompt_tokens": s.again.prompt_tokens} | s.again.as_json() for s in shown]
-    out.result({"random_weights": args.checkpoint is None, "rows": rows, "seconds": seconds})
-    return console.OK
-
-
-def table(shown: list[Shown]) -> str:
-    """A column for each scene, a row for each stage."""
-
-    def row(label: str, cell: Callable[[Answer], str]) -> list[str]:
-        return [label, *(cell(each.again) for each in shown)]
-
-    def stage(*names: str) -> Callable[[Answer], str]:
-        def cell(answer: Answer) -> str:
-            times = [answer.seconds[name] for name in names if name in answer.seconds]
-            return _time(sum(times)) if times else "-"
-
-        return cell
-
-    rows = [
-        ["", *(each.scene.file for each in shown)],
-        row("decode the file", stage("decode_media")),
-        row("features", stage("features")),
-        row("audio encoder", stage("encode_audio")),
-        row("vision encoder", stage("encode_vision")),
-        row("prompt", lambda answer: f"{answer.prompt_tokens} tokens"),
-        row("prefill", stage("prefill")),
-        row("answer", lambda answer: f"{len(answer.token_ids)} tokens"),
-        row("decode", stage("decode")),
-        row("speed of decoding", lambda answer: f"{len(answer.token_ids) / answer.seconds['decode']:.0f} tokens/s"),
-        ["first time, compiling", *(_time(each.first) for each in shown)],
-    ]
-    widths = [max(len(line[column]) for line in rows) for column in range(len(rows[0]))]
-    lines = [
-        line[0].ljust(widths[0]) + "".join("   " + cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))
-        for line in rows
-    ]
-    return "\n".join("  " + line.rstrip() for line in lines)
-
-
-class _Steps:
-    """Runs the steps before the table, and tells each with its time."""
-
-    def __init__(self, out: console.Output, seconds: dict[str, float]):
-        self._out, self._seconds = out, seconds
-
-    def __call__(self, name: str, action: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
-        with console.Progress(name):
-            result = action()
-        self._seconds[name] = time.perf_counter() - started
-        self._out.write(f"  {name:<40} {_time(self._seconds[name]):>8}")
-        return result
-
-
-def _random_checkpoint(folder: Path, steps: _Steps) -> Path:
-    """The random checkpoint in `folder`, made and imported unless it is there already."""
-    published, imported = folder / "published", folder / "checkpoint"
-    if (imported / "import.json").is_file():
-        return imported
-    # transformers doubts token ids that the published configuration really has
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from omni_jax.interop.random_checkpoint import make_random_checkpoint
-
-    if not (published / "spk_dict.pt").is_file():  # the file that is written last
-        steps("make a random checkpoint (PyTorch)", lambda: _fresh(published, make_random_checkpoint))
-    console.setup_jax()
-    from omni_jax.interop.import_checkpoint import import_checkpoint
-
-    steps("import it", lambda: import_checkpoint(published, imported, overwrite=True))
-    return imported
-
-
-def _fresh(folder: Path, make: Callable[[Path], Any]) -> None:
-    """Makes `folder` anew where an earlier run was interrupted."""
-    shutil.rmtree(folder, ignore_errors=True)
-    make(folder)
-
-
-def _make_media(folder: Path) -> None:
-    from omni_jax.demo_media import write_film, write_picture, write_recording
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for scene, write in zip(SCENES, (write_picture, write_recording, write_film)):
-        write(folder / scene.file)
-
-
-def _timed(answerer: Answerer, scene: Scene, media: Path, options: SamplingOptions) -> float:
     started = time.perf_counter()
-    answerer.answer(scene.messages(media), options)
-    return time.perf_counter() - started
+    scenes, checkpoint, target = _scenes(args), _checkpoint(args), _target(args)
+    console.setup_jax()
+    from omni_jax.cli.demo_page import Setting, page
+    from omni_jax.cli.demo_play import Player
+    from omni_jax.models.flow import FlowOptions
+    from omni_jax.sampling.options import SamplingOptions
+    from omni_jax.sampling.speech_options import CODE_SAMPLING, SpeechOptions
+
+    codes = replace(CODE_SAMPLING, max_new_tokens=args.max_codes, seed=args.seed)
+    speech = SpeechOptions(codes=codes, flow=FlowOptions(args.solver, args.steps))
+    text = SamplingOptions(max_new_tokens=args.max_new_tokens)
+    out, seconds = console.Output(args.json), {}
+    player = _step("load", seconds, lambda bar: _loaded(lambda: Player(checkpoint, text, speech), args))
+    out.write(f"{player.about}, from {_shown(checkpoint)}, loaded in {seconds['load']:.1f} s")
+    offline = _step("compile", seconds, lambda bar: player.warm_up(scenes, bar))
+    out.write(f"programs compiled or found in the cache, offline text and codes: {seconds['compile']:.1f} s")
+
+    shown, files, playing = [], [], time.perf_counter()
+    for number, scene in enumerate(scenes, start=1):
+        out.write(f"\n{number}/{len(scenes)} {scene.title}\n  asked    {asked(scene)}\n  answer   ", end="")
+        played = player.play(scene, lambda piece: out.write(piece, end=""))
+        shown.append(played)
+        files.append(_sound_file(target / f"{number}-{scene.name}.wav", played))
+        out.write(f"\n  truth    {scene.truth}  {'RIGHT' if played.right else 'WRONG'}")
+        out.write(f"  speech   {spoken(played)}{'' if files[-1] is None else f', in {files[-1]}'}")
+
+    seconds["play"] = time.perf_counter() - playing
+    out.write("\nStreamed and offline (text alone, then its codes, then their sound):")
+    compared = _step("compare", seconds, lambda bar: player.compare(shown, offline))
+    for played, comparison in zip(shown, compared):
+        out.write(f"  {played.scene.name:<16} {difference(played, comparison)}")
+
+    right, same = sum(played.right for played in shown), all(each.same for each in compared)
+    seconds["all"] = time.perf_counter() - started
+    setting = Setting(f"{player.about}, {args.solver} with {args.steps} time points", seconds)
+    together = [(*each, difference(*each)) for each in zip(shown, compared)]
+    place = _write(target / PAGE, page(together, setting))
+    out.write(f"\n{right} of {len(shown)} answers right. {pace(shown)}")
+    out.write(f"The demo took {seconds['all']:.1f} s. Open {place} to see and hear it.")
+    rows = [row(*each) for each in zip(shown, compared, files)]
+    out.result({"pass": same, "right": right, "rows": rows, "page": str(place), "seconds": seconds})
+    return console.OK if same else console.FAILED
 
 
-def _time(seconds: float) -> str:
-    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+def asked(scene: "Scene") -> str:
+    """The media in brackets, then what is typed."""
+    return " ".join([*(f"[{medium.about}]" for medium in scene.media), *filter(None, [scene.question])])
 
 
-def _printable(text: str) -> str:
-    """One line without the control characters that random weights like to write."""
-    return re.sub(r"\s+", " ", "".join(c if c.isprintable() or c.isspace() else "�" for c in text)).strip()
+def spoken(played: "Played") -> str:
+    """How long the answer is heard, and how long it took."""
+    if not len(played.waveform):
+        return f"none ({played.speech_reason})"
+    cut = {"length": ", cut off at its limit", "loop": ", ended because it went round in circles"}
+    return (
+        f"{played.sound_seconds:.2f} s{cut.get(played.speech_reason, '')}; "
+        f"first sound after {played.first_sound:.2f} s, "
+        f"{played.real_time_factor:.2f} s of computing a second of sound"
+    )
+
+
+def pace(shown: "Sequence[Played]") -> str:
+    """The slowest and the fastest of the spoken answers."""
+    heard = [played for played in shown if len(played.waveform)]
+    if not heard:
+        return "Nothing was spoken."
+    firsts, factors = [p.first_sound for p in heard], [p.real_time_factor for p in heard]
+    return (
+        f"First sound after {min(firsts):.2f} to {max(firsts):.2f} s; "
+        f"{min(factors):.2f} to {max(factors):.2f} s of computing a second of sound."
+    )
+
+
+def difference(played: "Played", comparison: "Comparison") -> str:
+    """What the comparison of a streamed answer with the offline one has shown."""
+
+    def kind(same: bool, count: int, what: str) -> str:
+        return f"the same {count} {what}" if same else f"other {what.upper()}"
+
+    tokens = kind(comparison.tokens, len(played.token_ids), "tokens")
+    codes = kind(comparison.codes, len(played.codes), "codes")
+    samples = f"{len(played.waveform)} samples, largest difference {comparison.largest:.2g}"
+    return f"{tokens}, {codes}, {samples}"
+
+
+def row(played: "Played", comparison: "Comparison", file: Path | None) -> dict[str, Any]:
+    """A scene's figures for --json; times in seconds from the question."""
+    return {
+        "name": played.scene.name,
+        "question": asked(played.scene),
+        "text": played.text,
+        "truth": played.scene.truth,
+        "right": played.right,
+        "voice": played.voice,
+        "tokens": played.token_ids,
+        "codes": len(played.codes),
+        "speech_reason": played.speech_reason,
+        "audio_path": None if file is None else str(file),
+        "sound_seconds": played.sound_seconds,
+        "first_text": played.first_text,
+        "first_sound": played.first_sound,
+        "smooth_from": played.smooth_from,
+        "real_time_factor": played.real_time_factor,
+        "offline": {
+            "same": comparison.same,
+            "tokens": comparison.tokens,
+            "codes": comparison.codes,
+            "largest_difference": comparison.largest if comparison.largest != float("inf") else None,
+        },
+        "seconds": played.seconds,
+    }
+
+
+def _step(name: str, seconds: dict[str, float], action: Callable[[Callable], Result]) -> Result:
+    """Runs a part that nothing is printed of meanwhile, and notes its time."""
+    started = time.perf_counter()
+    with console.Progress(name) as bar:
+        result = action(bar)
+    seconds[name] = time.perf_counter() - started
+    return result
+
+
+def _scenes(args: DemoArgs) -> "Sequence[Scene]":
+    from omni_jax.cli.demo_scenes import FILE, read_scenes
+
+    if args.scenes is None and not (SCENES / FILE).is_file():
+        raise DataError(f"{SCENES / FILE}, which belongs to the program, is missing. Install it again.")
+    return read_scenes(SCENES if args.scenes is None else args.scenes)
+
+
+def _checkpoint(args: DemoArgs) -> Path:
+    """The folder to load; a look at it, before anything heavy is imported."""
+    if args.checkpoint is not None:
+        return imported_checkpoint(args.checkpoint)
+    if not MODEL.exists():
+        raise CheckpointError(
+            f"The small model that belongs to the program is not in {MODEL}.\n"
+            "Fetch the source tree again with all its files, or give another model with --checkpoint DIR.\n"
+            "(`make tiny` makes it anew: a day's work of two processors.)"
+        )
+    return _loaded(lambda: imported_checkpoint(MODEL), args)
+
+
+def _loaded(load: Callable[[], Result], args: DemoArgs) -> Result:
+    """Adds what mends the model that comes with the program; it was not imported by whoever reads this."""
+    try:
+        return load()
+    except (CheckpointError, ConfigError) as error:
+        if args.checkpoint is not None:
+            raise
+        raise CheckpointError(
+            f"The small model that comes with the program is damaged:\n{error}\n"
+            f"Fetch its folder again: git checkout -- {MODEL}, or install the program again."
+        ) from error
+
+
+def _target(args: DemoArgs) -> Path:
+    """The folder for the results, made if need be.
+
+    Raises:
+        PromptError: it cannot be written.
+    """
+    try:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        probe = args.folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PromptError(f"{args.folder} cannot be written: {error.strerror}. Give another --folder.") from error
+    return args.folder
+
+
+def _sound_file(path: Path, played: "Played") -> Path | None:
+    """`path`, with the answer's sound in it; None where there is none."""
+    from omni_jax.cli.sound_file import SoundFile
+
+    if not len(played.waveform):
+        path.unlink(missing_ok=True)  # of an earlier run
+        return None
+    with SoundFile(path) as file:
+        file.write(played.waveform)
+    return path
+
+
+def _write(path: Path, content: str) -> Path:
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise PromptError(f"{path} could not be written: {error.strerror}. Give another --folder.") from error
+    return path
+
+
+def _shown(checkpoint: Path) -> str:
+    return "the program itself" if checkpoint == MODEL else str(checkpoint)

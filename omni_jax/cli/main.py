@@ -39,7 +39,7 @@ COMMANDS = {
     "eval": Command("omni_jax.cli.eval", "EvalArgs", "Score a checkpoint by the rules of the published figures."),
     "compile": Command("omni_jax.cli.compile", "CompileArgs", "Report what a chip would need, without having one."),
     "parity": Command("omni_jax.cli.parity", "ParityArgs", "Compare every part with PyTorch, number by number."),
-    "demo": Command("omni_jax.cli.demo", "DemoArgs", "See a picture, a recording and a film go through."),
+    "demo": Command("omni_jax.cli.demo", "DemoArgs", "Watch a small model hear, see and speak."),
 }
 
 _HELP = """usage: omni-jax [--debug] COMMAND [options]

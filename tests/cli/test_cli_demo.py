@@ -1,57 +1,143 @@
-"""`omni-jax demo`: its media are real, and every stage of every scene is told."""
+"""`omni-jax demo` from the command to the page, with a tiny random model; and what it says when something is wrong."""
 
+import gc
 import json
+import shutil
+import wave
+from dataclasses import replace
 
-import numpy as np
+import pytest
 
-from input_pipeline.media import load_audio, load_image, load_video
-from omni_jax.cli.demo import RANDOM, SCENES
+from omni_jax.cli import demo
+from omni_jax.cli.demo_play import Comparison, Player
+from omni_jax.cli.demo_scenes import FILE
 from omni_jax.cli.main import main
-from omni_jax.config import ProcessorConfig
-from omni_jax.demo_media import write_film, write_picture, write_recording
+from omni_jax.sampling.compiled import compiled_programs
+
+SHORT = ("--max-new-tokens", "4", "--max-codes", "30", "--steps", "2")
 
 
-def test_the_picture(tmp_path):
-    image = load_image(write_picture(tmp_path / "a.png"))
-    assert image.ndim == 3 and len(np.unique(image.reshape(-1, 3), axis=0)) > 4
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """A film and a text, the first with a voice that nobody has."""
+    folder = tmp_path_factory.mktemp("scenes")
+    given = json.loads((demo.SCENES / FILE).read_text())["scenes"]
+    chosen = [scene for scene in given if scene["name"] in ("film", "please-say")]
+    (folder / FILE).write_text(json.dumps({"scenes": chosen}))
+    shutil.copyfile(demo.SCENES / "film.mp4", folder / "film.mp4")
+    return folder
 
 
-def test_the_recording_is_audible_and_does_not_clip(tmp_path):
-    sound = load_audio(write_recording(tmp_path / "b.flac"))
-    assert len(sound) == 3 * 16000
-    assert 0.1 < np.abs(sound).max() < 1.0
+@pytest.fixture(scope="module")
+def shown(tiny_checkpoint, scenes, tmp_path_factory):
+    """Status, the JSON object, what was printed, the folder."""
+    from contextlib import redirect_stderr, redirect_stdout
+    from io import StringIO
+
+    target, out, err = tmp_path_factory.mktemp("demo") / "new", StringIO(), StringIO()
+    options = "--checkpoint", str(tiny_checkpoint[1]), "--scenes", str(scenes), "--folder", str(target), "--json"
+    honest = Player.play
+
+    def counted(self, *given):
+        before = compiled_programs()
+        played = honest(self, *given)
+        assert compiled_programs() == before, "programs were compiled while the clock was running"
+        return played
+
+    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Player, "play", counted)
+        status = main(["--debug", "demo", *options, *SHORT])
+    return status, json.loads(out.getvalue()), err.getvalue(), target
 
 
-def test_the_film_moves_and_its_sound_is_there_when_the_ball_lands(tmp_path):
-    film = load_video(write_film(tmp_path / "c.mp4"), ProcessorConfig(), want_audio=True)
-    assert np.isclose(film.seconds_per_frame * len(film.frames), 4.0, atol=0.7)
-    assert (film.frames[0] != film.frames[1]).any()
-    level = [np.abs(film.audio[round(16000 * t) : round(16000 * (t + 0.1))]).mean() for t in (0.3, 0.5, 1.4, 1.5)]
-    assert level[0] < 0.01 < level[1] and level[2] < level[3]
+def test_every_scene_is_answered_in_text_and_speech(shown):
+    status, result, printed, target = shown
+    assert status == 0 and result["pass"] is True
+    assert [row["name"] for row in result["rows"]] == ["film", "please-say"]
+    for number, row in enumerate(result["rows"], start=1):
+        assert 1 <= len(row["tokens"]) <= 4 and 1 <= row["codes"] <= 30
+        assert row["audio_path"] == str(target / f"{number}-{row['name']}.wav")
+        with wave.open(row["audio_path"]) as sound:
+            assert (sound.getframerate(), sound.getnframes()) == (24_000, 480 * row["codes"])
+        assert 0 < row["first_text"] < row["first_sound"] < row["seconds"]["answer"]
+        assert row["real_time_factor"] == pytest.approx(row["seconds"]["answer"] / row["sound_seconds"])
+        assert row["truth"] in printed and row["question"] in printed
+    film, text = (row["seconds"] for row in result["rows"])
+    assert {"read", "encode_audio", "encode_vision", "prefill", "answer"} <= set(film)
+    assert "encode_audio" not in text and "encode_vision" not in text
 
 
-def test_every_stage_is_told(tiny_checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(["demo", "--checkpoint", str(tiny_checkpoint[1]), "--max-new-tokens", "4", "--json"]) == 0
+def test_random_weights_are_wrong_and_it_says_so(shown):
+    _, result, printed, _ = shown
+    assert result["right"] == 0 and printed.count("WRONG") == 2 and "0 of 2 answers right. First sound" in printed
+
+
+def test_streamed_and_offline_answers_are_the_same(shown):
+    _, result, printed, _ = shown
+    for row in result["rows"]:
+        assert row["offline"] == {"same": True, "tokens": True, "codes": True, "largest_difference": 0.0}
+        told = f"the same {len(row['tokens'])} tokens, the same {row['codes']} codes, {480 * row['codes']} samples"
+        assert f"{told}, largest difference 0" in printed
+
+
+def test_the_page_shows_all_of_it(shown):
+    _, result, _, target = shown
+    assert result["page"] == str(target / "demo.html")
+    content = (target / "demo.html").read_text()
+    assert content.count("<article") == content.count("data:audio/wav") == 2
+    assert "data:video/mp4" in content and "euler with 2 time points" in content
+
+
+def test_another_offline_answer_is_a_failure(tiny_checkpoint, scenes, tmp_path, monkeypatch, capsys):
+    honest = Player.compare
+
+    def with_another_code(self, shown, offline):
+        return honest(self, shown, [(tokens, [*codes[:-1], codes[-1] ^ 1]) for tokens, codes in offline])
+
+    monkeypatch.setattr(Player, "compare", with_another_code)
+    options = "--checkpoint", str(tiny_checkpoint[1]), "--scenes", str(scenes), "--folder", str(tmp_path), "--json"
+    assert main(["demo", *options, *SHORT]) == 1
     captured = capsys.readouterr()
     result = json.loads(captured.out)
-    assert [row["name"] for row in result["rows"]] == [scene.file for scene in SCENES]
-    picture, recording, film = (row["seconds"] for row in result["rows"])
-    assert "encode_vision" in picture and "encode_audio" not in picture
-    assert "encode_audio" in recording and "encode_vision" not in recording
-    assert {"decode_media", "features", "encode_audio", "encode_vision", "prefill", "decode"} <= set(film)
-    assert all(row["prompt_tokens"] > 50 and row["tokens"] for row in result["rows"])
-    for words in ("vision encoder", "tokens/s", "film.mp4", SCENES[0].question):
-        assert words in captured.err
-    # somebody's own checkpoint is not called random
-    assert result["random_weights"] is False and RANDOM not in captured.err
+    assert result["pass"] is False and "other CODES" in captured.err
+    assert all(row["offline"]["largest_difference"] > 0 for row in result["rows"])
 
 
-def test_without_a_checkpoint_it_makes_one_and_says_so(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(["demo", "--max-new-tokens", "2"]) == 0
-    first = capsys.readouterr().out
-    assert RANDOM in first and "make a random checkpoint" in first
-    assert main(["demo", "--max-new-tokens", "2"]) == 0
-    second = capsys.readouterr().out
-    assert RANDOM in second and "make a random checkpoint" not in second
+def test_samples_that_differ_are_seen():
+    assert not replace(Comparison(True, True, 0.0), largest=1e-3).same
+
+
+def error_of(capsys, *options):
+    assert main(["demo", *map(str, options)]) == 2
+    return capsys.readouterr().err
+
+
+def test_without_the_model_it_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "MODEL", tmp_path / "omni_tiny")
+    error = error_of(capsys, "--folder", tmp_path)
+    assert "is not in" in error and "--checkpoint DIR" in error and "make tiny" in error
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's further complaints
+def test_a_damaged_model_of_the_program_is_named(tiny_checkpoint, scenes, tmp_path, monkeypatch, capsys):
+    model = tmp_path / "omni_tiny"
+    shutil.copytree(tiny_checkpoint[1], model)
+    monkeypatch.setattr(demo, "MODEL", model)
+    values = max((file for file in model.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    values.write_bytes(values.read_bytes()[: values.stat().st_size // 2])
+    error = error_of(capsys, "--folder", tmp_path / "to", "--scenes", scenes)
+    assert "comes with the program is damaged" in error and f"git checkout -- {model}" in error
+    gc.collect()
+    (model / "params" / "_METADATA").unlink()
+    error = error_of(capsys, "--folder", tmp_path / "to", "--scenes", scenes)
+    assert "comes with the program is damaged" in error and "params/_METADATA is missing" in error
+
+
+def test_what_was_given_wrongly_is_named(tiny_checkpoint, tmp_path, capsys):
+    assert "does not exist" in error_of(capsys, "--checkpoint", tmp_path / "none")
+    good = "--checkpoint", tiny_checkpoint[1]
+    assert "scenes.json is missing" in error_of(capsys, *good, "--scenes", tmp_path)
+    (tmp_path / "file").touch()
+    assert "cannot be written" in error_of(capsys, *good, "--folder", tmp_path / "file")
+    assert "num_steps" in error_of(capsys, *good, "--folder", tmp_path / "to", "--steps", 1)
+    assert "max_new_tokens" in error_of(capsys, *good, "--folder", tmp_path / "to", "--max-codes", 0)

@@ -103,6 +103,8 @@ def test_voices():
     voices = {"joe": np.array([1.0, 0]), "emma": np.array([0, 1.0])}
     assert metrics.nearest_voice().score(np.array([2.0, 1]), ("joe", voices)) == (1, 1)
     assert metrics.nearest_voice().score(np.array([2.0, 1]), ("emma", voices)) == (0, 1)
+    for voice in voices:  # silence is nobody's
+        assert metrics.nearest_voice().score(np.zeros(2), (voice, voices)) == (0, 1)
     assert metrics.similarity().score(np.array([3.0, 4]), np.array([1.0, 0]))[0] == pytest.approx(0.6)
 
 
