@@ -26,7 +26,8 @@ LONGEST = (
     "test_stages_sound", "test_cli_speech_data", "test_parity", "test_tpu_compile", "test_whole_and_step",
     "test_cli_prefer", "test_survival", "test_token2wav_task", "test_speech_tokenizer_task", "test_vocoder_task",
     "test_stages_talker", "test_cli_train", "test_speech", "test_live", "test_sound", "test_encoders",
-    "test_accelerator_paths", "test_cli_demo", "test_warpers", "test_trainer", "test_dit", "test_trainer_media", "test_gpu_compile",
+    "test_accelerator_paths", "test_cli_demo", "test_warpers", "test_trainer", "test_dit", "test_trainer_media",
+    "test_gpu_compile",
 )  # fmt: skip
 
 

@@ -190,7 +190,7 @@ class Drawer:
             judged[i] = replace(
                 samples[i],
                 transcript=own.text,
-                wer=word_error_rate(prompt.text, own.text, prompt.language),
+                wer=word_error_rate(prompt.text, own.text, prompt.language, digits_apart=True),
                 pause=pause_error(prompt.text, waveform, RATE, own.words),
             )
         return judged

@@ -38,13 +38,19 @@ def normal_words(text: str, language: Language) -> list[str]:
     return _normaliser(language)(text).split()
 
 
-def word_error_rate(text: str, transcript: str, language: Language) -> float:
+def word_error_rate(text: str, transcript: str, language: Language, *, digits_apart: bool = False) -> float:
     """Substitutions, deletions and insertions for each word of `text`; above 1 where much was added.
+
+    Args:
+        digits_apart: each digit is a word. The English normaliser makes "four seven one" the one word 471, of which a
+            single wrong digit is as bad as all of them: right for published figures, too coarse for a ranking.
 
     Raises:
         ConfigError: a library is not installed, or the text has no words (see `normal_words`).
     """
-    words, heard = normal_words(text, language), normal_words(transcript, language)
+    words, heard = (normal_words(each, language) for each in (text, transcript))
+    if digits_apart:
+        words, heard = (re.sub(r"(\d)", r" \1 ", " ".join(each)).split() for each in (words, heard))
     if not words:
         raise ConfigError("A text without words has no word error rate. Leave it out.")
     jiwer = library("jiwer")

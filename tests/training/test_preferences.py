@@ -165,6 +165,8 @@ def test_word_errors_are_counted_after_normalisation():
     assert word_error_rate("Mr. Smith's colour is twenty-five!", "mister smith is color IS 25", "en") == 0
     assert word_error_rate("The cat sat down.", "the hat sat", "en") == 0.5
     assert word_error_rate("Yes.", "yes yes yes", "en") == 2
+    assert word_error_rate("Four seven one nine.", "four seven two nine", "en") == 1
+    assert word_error_rate("Four seven one nine.", "four seven two nine", "en", digits_apart=True) == 0.25
     assert word_error_rate("Yes.", "", "en") == 1
     assert word_error_rate("你好，世界。", "你好 世间", "zh") == 0.25
     assert normal_words("你好，World。", "zh")[:2] == ["你", "好"]

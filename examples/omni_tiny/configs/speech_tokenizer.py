@@ -12,14 +12,14 @@ from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
 from omni_jax.training.run_stages import SpeechTokenizerStage
 
 config = RunConfig(
-    stage=SpeechTokenizerStage(route="scratch", size="omni-tiny", mel_weight=4.0, from_audio_encoder=False),
+    stage=SpeechTokenizerStage(route="scratch", size="omni-tiny", mel_weight=2.0, from_audio_encoder=False),
     checkpoint="start",
     output="runs/speech_tokenizer",
-    data=DataConfig(sources=(SourceConfig("transcribed.jsonl"),), clip_seconds=4, augment=True, rows=16, workers=1),
+    data=DataConfig(sources=(SourceConfig("transcribed.jsonl"),), clip_seconds=4, rows=16, workers=1),
     held_out=(SourceConfig("held_out_recordings.jsonl"),),
     held_out_batches=4,
     eval_every=500,
-    optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=300, total_steps=2400, weight_decay=0.01),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=300, total_steps=2800, weight_decay=0.01),
     dtype="float32",
     remat="none",
     save_every=200,

@@ -2,7 +2,8 @@
 
     omni-jax train --config examples/omni_tiny/configs/talker_icl.py        (in the folder of the data)
 
-As configs/talker_icl.py, in all four voices. Ours: sizes, rates, steps.
+As configs/talker_icl.py, in all four voices, with a Talker that can already say words (talker_first.py).
+Ours: sizes, rates, steps.
 """
 
 from input_pipeline.training_batch import RowShape
@@ -14,7 +15,7 @@ VOICES = ("heart", "joe", "emma", "onyx")
 
 config = RunConfig(
     stage=TalkerStage(),
-    checkpoint="runs/sft/model",
+    checkpoint="tongue",
     output="runs/talker_icl",
     data=DataConfig(
         sources=tuple(SourceConfig(f"coded_{voice}.jsonl") for voice in VOICES),
@@ -23,7 +24,7 @@ config = RunConfig(
         workers=1,
     ),
     freeze=("^thinker/", "^audio_encoder/", "^vision_encoder/"),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, total_steps=1100),
+    optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=50, total_steps=700),
     dtype="float32",
     remat="none",
     save_every=200,

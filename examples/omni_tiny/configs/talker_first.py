@@ -1,0 +1,32 @@
+"""Talker, before its first stage: pronunciation, from a Thinker that has only learnt to read.
+
+    omni-jax train --config examples/omni_tiny/configs/talker_first.py        (in the folder of the data)
+
+As configs/talker_icl.py. Ours: that there is such a run. What the Talker reads are words and what the Thinker thinks of
+them, and the words are there as soon as it has learnt to repeat; so the Talker learns to say them while the Thinker,
+elsewhere, learns to hear and to see. talker_icl goes on with the Thinker that comes of it.
+"""
+
+from input_pipeline.training_batch import RowShape
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
+from omni_jax.training.run_stages import TalkerStage
+
+VOICES = ("heart", "joe", "emma", "onyx")
+
+config = RunConfig(
+    stage=TalkerStage(),
+    checkpoint="runs/language/model",
+    output="runs/talker_first",
+    data=DataConfig(
+        sources=tuple(SourceConfig(f"coded_{voice}.jsonl") for voice in VOICES),
+        shape=RowShape(tokens=320, audio_blocks=5, patches=64, speech=640),
+        rows=4,
+        workers=1,
+    ),
+    freeze=("^thinker/", "^audio_encoder/", "^vision_encoder/"),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200, total_steps=2400),
+    dtype="float32",
+    remat="none",
+    save_every=200,
+)
