@@ -4,7 +4,9 @@
 
 As configs/speech_tokenizer_scratch.py, from random layers: its lower ones, which have learnt to hear, become those of
 the audio encoder afterwards (examples/omni_tiny/join.py), in place of the paper's Whisper.
-Ours: sizes, rates, steps. Outputs begin as their means (examples/omni_tiny/outset.py), or all codes would become one.
+Ours: sizes, rates, steps. Recordings are heard as they are: with other voices and noise (`augment`) nothing was
+recognised after 1,200 steps, and what is coded later are clean recordings of four voices. Outputs begin as their means
+(examples/omni_tiny/outset.py), or all codes would become one.
 """
 
 from omni_jax.training.optimizer import OptimizerConfig
@@ -19,7 +21,7 @@ config = RunConfig(
     held_out=(SourceConfig("held_out_recordings.jsonl"),),
     held_out_batches=4,
     eval_every=500,
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=300, total_steps=2800, weight_decay=0.01),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=300, total_steps=5000, weight_decay=0.01),
     dtype="float32",
     remat="none",
     save_every=200,
