@@ -112,10 +112,13 @@ def error_of(capsys, *options):
     return capsys.readouterr().err
 
 
-def test_without_the_model_it_says_what_to_do(tmp_path, monkeypatch, capsys):
+def test_without_the_model_a_random_one_is_taken(tiny_checkpoint, scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "MODEL", tmp_path / "omni_tiny")
-    error = error_of(capsys, "--folder", tmp_path)
-    assert "is not in" in error and "--checkpoint DIR" in error and "make tiny" in error
+    shutil.copytree(tiny_checkpoint[1], tmp_path / "to" / "checkpoint")  # of an earlier run
+    options = ["--folder", tmp_path / "to", "--scenes", scenes, *SHORT, "--json"]
+    assert main(["demo", *map(str, options)]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["random_weights"] is True and demo.RANDOM in captured.err
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's further complaints
