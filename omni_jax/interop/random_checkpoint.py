@@ -229,7 +229,6 @@ def published_dict(config: C.OmniConfig, *, dtype: str = "float32", talker: bool
         "hidden_size": dit["dim"],
         "num_hidden_layers": dit["depth"],
         "num_attention_heads": dit["heads"],
-        "dropout": 0.1,
     }
     voice["bigvgan_config"] |= {"model_type": "qwen2_5_omni_bigvgan", "use_bias_at_final": False}
     voice["model_type"] = "qwen2_5_omni_token2wav"
