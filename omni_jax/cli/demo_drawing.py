@@ -4,13 +4,12 @@ Colours are classes of the page's style, so that they fit its light and its dark
 """
 
 import html
-import io
 from collections.abc import Iterator
 
 import numpy as np
 
 from omni_jax.cli.demo_play import Played
-from omni_jax.cli.report import mel_picture
+from omni_jax.cli.report import mel_picture, png_bytes
 from omni_jax.cli.sound_file import SAMPLE_RATE
 
 # What is done once, in its order, and what the device does again and again.
@@ -26,11 +25,7 @@ _WIDTH, _LEFT, _ROW, _AXIS = 960, 150, 22, 24  # units of the drawing
 
 def mel_png(waveform: np.ndarray) -> bytes:
     """Log mel of 24 kHz sound as a PNG, low frequencies at the bottom; dark is silent."""
-    from PIL import Image
-
-    out = io.BytesIO()
-    Image.fromarray(mel_picture(waveform)).save(out, "PNG", optimize=True)
-    return out.getvalue()
+    return png_bytes(mel_picture(waveform))
 
 
 def timeline(played: Played) -> str:

@@ -1,17 +1,13 @@
 """The demo's page: questions and answers to see and hear, in one file that refers to nothing outside of itself."""
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from omni_jax.cli.demo_drawing import mel_png, timeline, told
 from omni_jax.cli.demo_play import Comparison, Played
 from omni_jax.cli.demo_scenes import Medium, Scene
-from omni_jax.cli.sound_file import open_wav, pcm
+from omni_jax.cli.report import data_url, wav_bytes
 
 Shown = tuple[Played, Comparison, str]  # and what the comparison has shown, in words
 
@@ -114,7 +110,7 @@ def _speech(played: Played) -> str:
     """The answer to hear, and its mel."""
     if not len(played.waveform):
         return f'<p class="soft">Nothing was spoken: {html.escape(played.speech_reason)}.</p>'
-    wav, mel = data_url("audio/wav", _wav(played.waveform)), data_url("image/png", mel_png(played.waveform))
+    wav, mel = data_url("audio/wav", wav_bytes(played.waveform)), data_url("image/png", mel_png(played.waveform))
     about = f"The spoken answer, {played.sound_seconds:.2f} seconds, voice {played.voice}"
     return (
         f'<figure><audio controls aria-label="{html.escape(about)}" src="{wav}"></audio>'
@@ -130,15 +126,3 @@ def _verdict(played: Played) -> str:
 
 def _time(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.2f}"
-
-
-def data_url(kind: str, content: bytes) -> str:
-    """The content as an address."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _wav(waveform: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    with open_wav(out) as stream:
-        stream.writeframes(pcm(waveform))
-    return out.getvalue()

@@ -50,9 +50,9 @@ def page(messages: Sequence[Mapping[str, Any]], answer: "Answer") -> str:
     parts.append(_section("Answer", f"<blockquote>{html.escape(answer.text)}</blockquote>"))
     if answer.waveform is not None and len(answer.waveform):
         seconds = len(answer.waveform) / SAMPLE_RATE
-        sound = _data_url("audio/wav", _wav(answer.waveform))
+        sound = data_url("audio/wav", wav_bytes(answer.waveform))
         parts.append(_section(f"Speech, {seconds:.2f} s", f'<audio controls src="{sound}"></audio>'))
-        picture = _data_url("image/png", _png(mel_picture(answer.waveform)))
+        picture = data_url("image/png", png_bytes(mel_picture(answer.waveform)))
         parts.append(_section("Mel spectrogram of the sound", f'<img alt="mel spectrogram" src="{picture}">'))
         parts.append(_section(f"{len(answer.codes)} codes, 50 a second", _codes(answer.codes)))
     elif answer.speech_reason is not None:
@@ -130,18 +130,21 @@ def _table(seconds: Mapping[str, float]) -> str:
     return f"<table>{rows}</table>"
 
 
-def _data_url(kind: str, content: bytes) -> str:
+def data_url(kind: str, content: bytes) -> str:
+    """The content as an address."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _wav(waveform: np.ndarray) -> bytes:
+def wav_bytes(waveform: np.ndarray) -> bytes:
+    """A wav file of 24 kHz sound."""
     out = io.BytesIO()
     with open_wav(out) as stream:
         stream.writeframes(pcm(waveform))
     return out.getvalue()
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """A PNG file of uint8 [H, W] or [H, W, 3]."""
     from PIL import Image
 
     out = io.BytesIO()
