@@ -29,8 +29,12 @@ from omni_jax.errors import ConfigError, DataError, OmniError
 ROOT = Path(__file__).parents[2]
 RECORDS = "steps"  # what was made from what
 # Arrays of a step are freed and made again thousands of times. Kept by the process, and in large pages, they spare the
-# kernel's work of handing them out, which took a fifth of the vocoder's processor time.
-MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
+# kernel's work of handing them out, which took a fifth of the vocoder's processor time; and without one arena for all
+# threads, a step of the speech tokenizer took a third more.
+MEMORY = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {"hugetlb": 1, "arena_max": 1, "mmap_threshold": 1 << 32, "trim_threshold": 1 << 32}.items()
+)
 
 
 @dataclass(frozen=True)

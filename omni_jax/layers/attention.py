@@ -5,13 +5,13 @@ which spares a pass over the scores.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.kernels.target import current_target
+from omni_jax.layers.tiled_attention import TILE, attend_in_tiles
 
 _MASKED = -1e30  # finite: a row that may see nothing gives a uniform average, never NaN
 
@@ -46,13 +46,13 @@ def attend(
         mask = jnp.ones((batch, 1, keys), bool)
     mask = jnp.broadcast_to(mask, (batch, *mask.shape[1:]))
     tile = min(keys & -keys, _TILE_KEYS)
-    worth = used is not None or length * keys * heads // kv_heads >= _WORTH_TILING
-    if worth and tile >= 64 and used is None and current_target().platform == "cpu":
-        out = _attend_differentiably(grouped, key, value, mask, tile)
-    elif worth and tile >= 64:
+    worth = length * keys * heads // kv_heads >= _WORTH_TILING
+    if used is not None and tile >= 64:
         out = jax.lax.platform_dependent(
-            grouped, key, value, mask, used, cpu=lambda *args: _attend_in_tiles(*args, tile), default=_attend_at_once
+            grouped, key, value, mask, used, cpu=lambda *args: _attend_to_cache(*args, tile), default=_attend_at_once
         )
+    elif worth and tile >= 64 and current_target().platform == "cpu":
+        out = attend_in_tiles(grouped, key, value, mask, min(tile, TILE))
     else:
         out = _attend_at_once(grouped, key, value, mask)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
@@ -131,7 +131,7 @@ def _softmax_product(query, key, value, mask):
     return out.reshape(query.shape)
 
 
-def _attend_in_tiles(query, key, value, mask, used, tile: int):
+def _attend_to_cache(query, key, value, mask, used, tile: int):
     """As `_attend_at_once`, by tiles of one head's queries and keys with a running softmax (arXiv:2205.14135).
 
     Plain matrix products of blocks that stay in cache. Measured on 2 CPU cores: XLA's batched product over heads is
@@ -149,7 +149,7 @@ def _attend_in_tiles(query, key, value, mask, used, tile: int):
         index, rows = item
         row, head = index // kv_heads, index % kv_heads
         own = mask[row]
-        tiles = key.shape[2] // tile if used is None else (used[row] + tile - 1) // tile
+        tiles = (used[row] + tile - 1) // tile
 
         def one_tile(item):
             place, q = item
@@ -177,38 +177,6 @@ def _attend_in_tiles(query, key, value, mask, used, tile: int):
     out = jax.lax.map(one_head, (jnp.arange(batch * kv_heads), rows))
     out = out.reshape(batch, kv_heads, length // steps, groups, steps, width).swapaxes(2, 3)
     return out.reshape(query.shape)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend_differentiably(query, key, value, mask, tile: int):
-    """`_attend_in_tiles`, whose gradient is that of `_attend_at_once`.
-
-    To go backward through the tiles would store and read them all: 2.4 times slower at 2,048 keys on 2 CPU cores.
-    """
-    return _attend_in_tiles(query, key, value, mask, None, tile)
-
-
-def _forward(query, key, value, mask, tile: int):
-    return _attend_differentiably(query, key, value, mask, tile), (query, key, value, mask)
-
-
-def _backward(tile: int, kept, slope):
-    """Head by head, whose scores stay in cache: at 512 keys 1.5 times as fast as all heads at once."""
-    query, key, value, mask = kept
-    batch, kv_heads = key.shape[:2]
-    flat = [x.reshape(batch * kv_heads, 1, 1, *x.shape[2:]) for x in (query, key, value, slope)]
-
-    def one_head(item):
-        index, query, key, value, slope = item
-        own = mask[index // kv_heads][None]
-        _, back = jax.vjp(lambda *each: _attend_at_once(*each, own), query, key, value)
-        return back(slope)
-
-    found = jax.lax.map(one_head, (jnp.arange(batch * kv_heads), *flat))
-    return *(each.reshape(x.shape) for each, x in zip(found, (query, key, value))), None
-
-
-_attend_differentiably.defvjp(_forward, _backward)
 
 
 def _exponentials(scores: Float[Array, "... S"]) -> tuple[Float[Array, "... S"], Float[Array, "... 1"]]:

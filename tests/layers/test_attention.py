@@ -63,6 +63,38 @@ def test_tiles_equal_the_whole_and_so_do_their_gradients():
         np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
+def test_tiles_that_the_mask_hides_are_not_counted_forward_or_backward():
+    query, key, value, _ = random_inputs(2, 640, 4, 2, 640, 8)
+    place = np.arange(640)
+    segment = np.where(place < 600, place // 100, -1)  # packed, and padding that may see nothing
+    mask = (segment[:, None] == segment) & (place[:, None] >= place) & (segment >= 0)
+    mask = jnp.broadcast_to(jnp.asarray(mask), (2, 640, 640))
+
+    def short(q, k, v):  # each sequence alone
+        parts = []
+        for at in range(0, 600, 100):
+            own = slice(at, at + 100)
+            parts.append(attend(q[:, own], k[:, :, own], v[:, :, own], mask[:, own, own]))
+        return jnp.concatenate(parts, axis=1)
+
+    def packed(q, k, v):
+        return attend(q, k, v, mask)[:, :600]
+
+    def loss(function):
+        return lambda *inputs: jnp.sum(jnp.sin(function(*inputs)))
+
+    np.testing.assert_allclose(packed(query, key, value), short(query, key, value), atol=2e-6)
+    found, expected = (jax.grad(loss(f), (0, 1, 2))(query, key, value) for f in (packed, short))
+    for ours, theirs in zip(found, expected):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    np.testing.assert_array_equal(attend(query, key, value, mask)[:, 600:], 0)
+    # the first 128 queries never reach the last tile: a product with zero would show this
+    unread = jax.grad(loss(lambda q, k, v: attend(q, k, v, mask)[:, :128]), (0, 1, 2))(
+        query, key.at[:, :, 512:].set(jnp.inf), value.at[:, :, 512:].set(jnp.nan)
+    )
+    assert jnp.isfinite(unread[0][:, :128]).all()
+
+
 def test_pieces_equal_the_whole(monkeypatch):
     query, key, value, mask = random_inputs(1, 64, 4, 2, 32, 8)
     expected = attend(query, key, value, mask)

@@ -1,0 +1,163 @@
+"""Attention by tiles of scores that stay in cache, with its gradient, for CPUs: what the mask hides costs nothing.
+
+Rows of training are packed with many short sequences, each of which sees itself only, so most tiles are empty.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+# Measured on 2 CPU cores at 512 keys in sequences of 64, gradient alone: 28 ms by tiles of 128 x 128, 29 by 64 x 64, 43
+# by 256 x 256, 64 when all 512 x 512 are counted.
+TILE = 128
+_MASKED = -1e30
+_LEAST = 1e-30
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attend_in_tiles(
+    query: Float[Array, "B K G T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S H"],
+    mask: Bool[Array, "B #T S"],
+    tile: int = TILE,
+) -> Float[Array, "B K G T H"]:
+    """Softmax attention with a running softmax, forward and backward (arXiv:2205.14135). Scale is H^-0.5.
+
+    A query that may see nothing gives zeros.
+
+    Args:
+        tile: keys of a tile, which divide S; and the most queries.
+    """
+    return _forward(query, key, value, mask, tile)[0]
+
+
+def _forward(query, key, value, mask, tile):
+    seen, some = _tiles(query, mask, tile)
+    width = query.shape[-1]
+
+    def one_head(item):
+        head, rows, key, value = item
+        row = head // query.shape[1]
+
+        def one_place(item):
+            q, seen, some = item
+
+            def add(carry, item):
+                index, some = item
+
+                def count(carry):
+                    largest, total, out = carry
+                    k, v, m = key[index], value[index], seen[index]
+                    scores = _where(m, _scores(q, k), _MASKED)
+                    new = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
+                    weights = _where(m, jnp.exp(scores - new), 0)
+                    shrink = jnp.exp(largest - new)
+                    out = out * shrink + (weights.astype(v.dtype) @ v).astype(jnp.float32)
+                    return new, total * shrink + jnp.sum(weights, axis=-1, keepdims=True), out
+
+                return jax.lax.cond(some, count, lambda carry: carry, carry), None
+
+            count = q.shape[0]
+            start = (jnp.full((count, 1), _MASKED), jnp.zeros((count, 1)), jnp.zeros((count, width)))
+            (largest, total, out), _ = jax.lax.scan(add, start, (jnp.arange(seen.shape[0]), some))
+            total = jnp.maximum(total, _LEAST)
+            return (out / total).astype(value.dtype), largest + jnp.log(total)
+
+        return jax.lax.map(one_place, (rows, seen[row], some[row]))
+
+    rows = _by_place(query, seen.shape[-2]) * width**-0.5
+    out, sums = jax.lax.map(one_head, (jnp.arange(rows.shape[0]), rows, *_by_tile(key, value, tile=tile)))
+    out = _by_query(out, query.shape)
+    return out, (query, key, value, mask, out, sums)
+
+
+def _backward(tile, kept, slope):
+    query, key, value, mask, out, sums = kept
+    seen, some = _tiles(query, mask, tile)
+    scale = query.shape[-1] ** -0.5
+
+    def one_head(item):
+        head, rows, slopes, means, sums, keys, values = item
+        row = head // query.shape[1]
+
+        def one_place(carry, item):
+            q, slope, mean, sums, seen, some = item
+
+            def add(of_q, item):
+                index, some, *of_kv = item
+
+                def count(carry):
+                    of_q, of_k, of_v = carry
+                    k, v = keys[index], values[index]
+                    weights = _where(seen[index], jnp.exp(_scores(q, k) - sums), 0)
+                    of_scores = (weights * (_scores(slope, v) - mean)).astype(k.dtype)
+                    # Of keys and values the transposed gradient: the product is 3 times as fast in this order.
+                    of_k = of_k + _transposed_product(q, of_scores)
+                    of_v = of_v + _transposed_product(slope, weights.astype(v.dtype))
+                    return of_q + (of_scores @ k).astype(jnp.float32), of_k, of_v
+
+                of_q, *of_kv = jax.lax.cond(some, count, lambda carry: carry, (of_q, *of_kv))
+                return of_q, of_kv
+
+            of_q, carry = jax.lax.scan(add, jnp.zeros(q.shape), (jnp.arange(seen.shape[0]), some, *carry))
+            return carry, of_q * scale
+
+        nothing = jnp.zeros((keys.shape[0], keys.shape[2], keys.shape[1]))
+        of_kv, of_q = jax.lax.scan(one_place, [nothing, nothing], (rows, slopes, means, sums, seen[row], some[row]))
+        return of_q, *(each.swapaxes(1, 2) for each in of_kv)
+
+    rows, slopes, outs = (_by_place(each, seen.shape[-2]) for each in (query, slope, out))
+    means = jnp.sum(slopes.astype(jnp.float32) * outs, axis=-1, keepdims=True)
+    heads = jnp.arange(rows.shape[0])
+    of_query, *others = jax.lax.map(
+        one_head, (heads, rows * scale, slopes, means, sums, *_by_tile(key, value, tile=tile))
+    )
+    others = (each.reshape(x.shape).astype(x.dtype) for each, x in zip(others, (key, value)))
+    return _by_query(of_query, query.shape).astype(query.dtype), *others, None
+
+
+attend_in_tiles.defvjp(_forward, _backward)
+
+
+def _scores(rows, others):
+    return jnp.matmul(rows, others.T, preferred_element_type=jnp.float32)
+
+
+def _transposed_product(rows, others):
+    return jnp.matmul(rows.T, others, preferred_element_type=jnp.float32)
+
+
+def _tiles(query, mask, tile):
+    """The mask in tiles [B, places, tiles, queries, tile], and whether there is anything in each."""
+    batch, length = query.shape[0], query.shape[3]
+    queries = next(n for n in range(min(tile, length), 0, -1) if length % n == 0)
+    mask = jnp.broadcast_to(mask, (batch, length, mask.shape[2]))
+    seen = mask.reshape(batch, length // queries, queries, -1, tile).swapaxes(2, 3)
+    return seen, seen.any(axis=(3, 4))
+
+
+def _where(seen, rows, otherwise):
+    """The mask [queries, tile] on rows of several heads that share their keys."""
+    return jnp.where(seen, rows.reshape(-1, *seen.shape), otherwise).reshape(rows.shape)
+
+
+def _by_place(x, queries):
+    """[B, K, G, T, H] to [B K, places, G queries, H]."""
+    batch, kv_heads, groups, length, width = x.shape
+    x = x.reshape(batch * kv_heads, groups, length // queries, queries, width).swapaxes(1, 2)
+    return x.reshape(batch * kv_heads, length // queries, groups * queries, width)
+
+
+def _by_query(x, shape):
+    """What `_by_place` did, undone."""
+    batch, kv_heads, groups, length, width = shape
+    x = x.reshape(batch * kv_heads, x.shape[1], groups, length // x.shape[1], width)
+    return x.swapaxes(1, 2).reshape(shape)
+
+
+def _by_tile(*keys_or_values, tile):
+    """[B, K, S, H] to [B K, tiles, tile, H]."""
+    return [x.reshape(-1, x.shape[2] // tile, tile, x.shape[3]) for x in keys_or_values]
