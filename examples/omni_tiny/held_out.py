@@ -3,7 +3,8 @@
 {"task": "sees_digit", "messages": [...], "reference": "The number is four.", "answer": "four", ...}
 
 `messages` ends with the user. In sets of hearing "reference" is the transcript. Other keys tell lines apart: "speaker",
-"kind" of question, "voice" that should answer.
+"kind" of question, "voice" that should answer, digits "seen" and "heard" in a film; "recording" is the reference, said
+by the voice that answers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from examples.omni_tiny.speech import speech_path
 from examples.omni_tiny.voices import HELD_OUT, TALKER
 
 Line = dict[str, Any]
+_ANSWERS = next(iter(TALKER))  # the voice of an answer, where none is asked for
 
 
 @dataclass
@@ -62,13 +64,12 @@ class HeldOut:
     @cached_property
     def human_digits(self) -> list[Medium]:
         """The official test takes, one digit each."""
-        rng = generator(self.seed, "human digits")
-        return [
-            media.human_string([digit], who, [take], rng)
-            for who in packages.FSDD_SPEAKERS
-            for take in packages.TEST_TAKES
-            for digit in range(10)
-        ]
+        return self._human_takes(packages.TEST_TAKES)
+
+    @cached_property
+    def human_everything(self) -> list[Medium]:
+        """All takes: none was heard by a model that leaves the person out."""
+        return self._human_takes(packages.TAKES)
 
     @cached_property
     def human_strings(self) -> list[Medium]:
@@ -115,31 +116,33 @@ class HeldOut:
     @cached_property
     def films(self) -> list[Medium]:
         """New digits move; half of what is said is said by the six speakers, half by people."""
-        digits = [*self.digits, *self.human_digits[:60]]
+        digits = [*self.digits, *self.human_digits[::3]]
         places = range(media.HELD_OUT_DIGITS)
         return [
-            media.film(self.seed, index, self.labels, places=places, digits=digits, group="test films")
+            media.film(self.seed, index, self.labels, places=places, digits=digits, group="test films", even=True)
             for index in range(300)
         ]
 
     @cached_property
-    def readings(self) -> list[tuple[str, str, Medium]]:
-        """200 unseen sentences, each for one of the four voices, with the true recording: (text, voice, recording)."""
-        found, names = [], tuple(TALKER)
-        for number, text in zip(range(200), texts(reading_text, self.seed, "test readings", test=True)):
-            voice = names[number % 4]
-            recipe = {"voice": TALKER[voice], "text": text, "rate": TALKER_RATE}
-            found.append((text, voice, said(recipe, text=text)))
-        return found
+    def readings(self) -> list[tuple[str, str]]:
+        """200 unseen sentences, each for one of the four voices."""
+        return self._for_voices(200, texts(reading_text, self.seed, "test readings", test=True))
+
+    @cached_property
+    def hard_readings(self) -> list[tuple[str, str]]:
+        return self._for_voices(100, texts(hard_text, self.seed, "hard test", test=True))
 
     def media(self) -> Iterator[Medium]:
         """All that is made for the tests; sounds before the films that use them."""
         yield from self.unseen
         for clips in self.questions.values():
             yield from clips
-        for each in (self.digits, self.human_digits, self.human_strings, self.asterisk_digits):
+        for each in (self.digits, self.human_everything, self.human_strings, self.asterisk_digits):
             yield from each
-        yield from (recording for _, _, recording in self.readings)
+        spoken = [
+            (line["reference"], _ANSWERS) for line in (*self._spoken_questions(), *self._repeats(), *self._same())
+        ]
+        yield from (_recording(*each) for each in dict.fromkeys((*self.readings, *self.hard_readings, *spoken)))
         for pictures in (self.single_digits, self.digit_strings, self.shapes, self.known_shapes):
             yield from pictures
         for film in self.films:
@@ -150,6 +153,7 @@ class HeldOut:
         found = {
             "hears_unseen_speakers": [self._hears("hears_unseen_speakers", clip) for clip in self.unseen],
             "hears_human": [self._hears("hears_human", clip) for clip in self.human_digits],
+            "hears_left_out": [self._hears("hears_left_out", clip) for clip in self.human_everything],
             "hears_human_strings": [self._hears("hears_human_strings", clip) for clip in self.human_strings],
             "hears_asterisk_digits": [self._hears("hears_asterisk_digits", clip) for clip in self.asterisk_digits],
             "sees_digit": [self._asks("sees_digit", p, "digits") for p in self.single_digits],
@@ -161,14 +165,14 @@ class HeldOut:
             self._asks("sees_shapes_known_style", p, kinds[i % 3]) for i, p in enumerate(self.known_shapes)
         ]
         found |= self._films()
-        found["speaks"] = [self._reads("speaks", t, voice, recording) for t, voice, recording in self.readings]
-        found["speaks_hard"] = [
-            self._reads("speaks_hard", text, tuple(TALKER)[number % 4])
-            for number, text in zip(range(100), texts(hard_text, self.seed, "hard test", test=True))
-        ]
+        found["speaks"] = [self._reads("speaks", *reading) for reading in self.readings]
+        found["speaks_hard"] = [self._reads("speaks_hard", *reading) for reading in self.hard_readings]
         found["converses_picture"] = self._spoken_questions()
-        found["converses_digit"] = [self._asks("converses_digit", clip, "repeat") for clip in self.human_digits]
+        found["converses_digit"] = self._repeats()
         found["converses_same"] = self._same()
+        for name in ("converses_picture", "converses_digit", "converses_same"):
+            for line in found[name]:
+                line["recording"] = _recording(line["reference"], _ANSWERS).path
         return {name: lines for name, lines in found.items() if lines}
 
     def _films(self) -> dict[str, list[Line]]:
@@ -176,9 +180,10 @@ class HeldOut:
         found: dict[str, list[Line]] = {"watches": [], "watches_first": []}
         for index, film in enumerate(self.films):
             kinds = [kind for kind in chats.film_questions(film.facts) if kind not in ("describe", "first")]
-            found["watches"].append(self._asks("watches", film, kinds[index % len(kinds)]))
+            told = {key: film.facts[key] for key in ("seen", "heard") if key in film.facts}
+            found["watches"].append(self._asks("watches", film, kinds[index % len(kinds)]) | told)
             if "first" in film.facts:
-                found["watches_first"].append(self._asks("watches_first", film, "first"))
+                found["watches_first"].append(self._asks("watches_first", film, "first") | told)
         for name in ("watches", "watches_first"):
             for track, what in (("no_sound", "mute"), ("no_picture", "blank")):
                 found[f"{name}_{track}"] = [self._ablated(line, f"{name}_{track}", what) for line in found[name]]
@@ -201,6 +206,9 @@ class HeldOut:
             items = (chats.shown(picture), chats.shown(clip))
             found.append(self._line("converses_picture", items, kind, picture.facts, speaker=clip.facts["speaker"]))
         return found
+
+    def _repeats(self) -> list[Line]:
+        return [self._asks("converses_digit", clip, "repeat") for clip in self.human_digits]
 
     def _same(self) -> list[Line]:
         found = []
@@ -225,11 +233,10 @@ class HeldOut:
         line = {"task": task, "messages": chats.transcription(clip)[:-1], "reference": normal(clip.facts["text"])}
         return line | {"answer": normal(clip.facts["text"]), "speaker": clip.facts["speaker"]}
 
-    def _reads(self, task: str, text: str, voice: str, recording: Medium | None = None) -> Line:
-        """The recording is the floor of the scorers."""
+    def _reads(self, task: str, text: str, voice: str) -> Line:
         messages = [chats.user(chats.words(chats.READ[0] + text))]
         line = {"task": task, "messages": messages, "reference": text, "answer": normal(text), "voice": voice}
-        return line if recording is None else line | {"recording": recording.path}
+        return line | {"recording": _recording(text, voice).path}
 
     def _line(self, task: str, items: Sequence[Mapping], kind: str, facts: Mapping, **extra: Any) -> Line:
         reference, decisive = answer(kind, facts)
@@ -240,6 +247,25 @@ class HeldOut:
         places = range(media.HELD_OUT_DIGITS)
         return media.digit_picture(self.seed, index, self.labels, places=places, length=length, group="test strings")
 
+    def _human_takes(self, takes: Sequence[int]) -> list[Medium]:
+        rng = generator(self.seed, "human digits")
+        return [
+            media.human_string([digit], who, [take], rng)
+            for who in packages.FSDD_SPEAKERS
+            for take in takes
+            for digit in range(10)
+        ]
+
+    def _for_voices(self, count: int, found: Iterator[str]) -> list[tuple[str, str]]:
+        """Texts, and the voices by turns."""
+        voices = tuple(TALKER)
+        return [(text, voices[number % len(voices)]) for number, text in zip(range(count), found)]
+
     def _spoken(self, name: str, text: str, **facts: Any) -> Medium:
         recipe = {"voice": f"kokoro:{name}", "text": text, "rate": HEARING_RATE}
         return Medium(recipe, speech_path(recipe), {"text": text, "speaker": name, **facts})
+
+
+def _recording(text: str, voice: str) -> Medium:
+    """The text said by a voice itself: the scorers' floor."""
+    return said({"voice": TALKER[voice], "text": text, "rate": TALKER_RATE}, text=text)

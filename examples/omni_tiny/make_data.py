@@ -112,9 +112,10 @@ def _write_lines(training: Training, tests: HeldOut | None, args: Args) -> None:
     start, counts = time.perf_counter(), {}
     for name, lines in training.lines().items():
         counts[f"{name}.jsonl"] = write_lines(args.to / f"{name}.jsonl", lines)
-    for name, lines in (tests.sets() if tests else {}).items():
+    sets = tests.sets() if tests else {}
+    for name, lines in sets.items():
         counts[f"test_{name}.jsonl"] = write_lines(args.to / f"test_{name}.jsonl", lines)
-    held_out = [] if tests is None else [{"audio": clip.path, "text": text} for text, _, clip in tests.readings]
+    held_out = [{"audio": line["recording"], "text": line["reference"]} for line in sets.get("speaks", ())]
     counts["held_out_recordings.jsonl"] = write_lines(args.to / "held_out_recordings.jsonl", held_out)
     names = [*counts, *_write_voices(training, args)]
     facts = folder_facts(args.to, names) | {"lines": counts, "seconds": round(time.perf_counter() - start, 1)}

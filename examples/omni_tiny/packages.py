@@ -21,6 +21,7 @@ from omni_jax.errors import DataError
 APT = "flite festival festvox-kdlpc16k asterisk-core-sounds-en-g722"
 PROMPTS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 FSDD_SPEAKERS = ("jackson", "nicolas", "theo", "yweweler")
+TAKES = range(50)
 TEST_TAKES = range(5)  # of the data set's own split
 TRAIN_TAKES = range(5, 50)
 

@@ -120,13 +120,13 @@ def _time(each: Spent) -> tuple[str, str, str]:
 
 
 def figures(evaluations: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """Tables of evaluations, each below its name; rows that were not measured are left out."""
+    """Tables of evaluations, each below its name; of what was not measured, rows with a goal say so, and why."""
     parts = []
     for name, found in evaluations:
-        rows = [_figure(row) for row in found["rows"] if row["value"] is not None]
+        rows = [_figure(row) for row in found["rows"] if row["value"] is not None or row["rule"] is not None]
         if rows:
             about = f"**{name}**: suite {found['suite']}, checkpoint {found['checkpoint']['sha256'][:16]}\n\n"
-            columns = ("", "value", "95 % interval", "goal", "floor", "lines", "met")
+            columns = ("", "value", "95 % interval", "goal", "floor", "baseline", "lines", "met")
             parts.append(about + table(columns, rows))
     return "\n".join(parts)
 
@@ -137,8 +137,10 @@ def _figure(row: dict[str, Any]) -> tuple[str, ...]:
     if row.get("difference") is not None:
         sides = " – ".join(map(number, row["difference_interval"]))
         goal += f"; difference {number(row['difference'])} ({sides})"
-    met = {True: "yes", False: "no", None: ""}[row["pass"]]
-    return row["name"], number(row["value"]), interval, goal, number(row["floor"]), f"{row['count']:,}", met
+    met = {True: "yes", False: "no", None: row.get("why") or ""}[row["pass"]]
+    value = "not measured" if row["value"] is None else number(row["value"])
+    beside = number(row["floor"]), number(row.get("baseline")), f"{row['count']:,}"
+    return row["name"], value, interval, goal, *beside, met
 
 
 def read_evaluations(folder: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -18,22 +18,31 @@ from examples.omni_tiny.chain import Step, left_out, steps
 from examples.omni_tiny.packages import FSDD_SPEAKERS
 from examples.omni_tiny.train_all import RECORDS
 from omni_jax.training.metrics import read_rows
+from omni_jax.training.run_config import load_config
+from omni_jax.training.run_stages import (
+    DpoStage,
+    SpeechTokenizerStage,
+    TalkerStage,
+    ThinkerStage,
+    Token2WavStage,
+    VocoderStage,
+)
 
 LAST = 0.05  # of the rows, whose mean a figure is at the end: single batches differ
 _HELD_OUT, _SOURCE = "eval/", "source/"
-# What shows best what a stage has learnt: keys of metrics.jsonl, and what they are.
-FIGURES: Mapping[str, Mapping[str, str]] = {
-    "speech_tokenizer": {
+# What shows best what a stage of training has learnt: keys of metrics.jsonl, and what they are.
+FIGURES: Mapping[type, Mapping[str, str]] = {
+    SpeechTokenizerStage: {
         "text": "text, nats a letter",
         "mel": "mel, mean error of its logarithm",
         "perplexity": "perplexity of a batch's codes",
     },
-    "token2wav": {"conditional": "squared error, told the codes", "null": "squared error, told nothing"},
-    "vocoder": {"mel": "mel, mean error of its logarithm", "features": "difference of the judges' features"},
-    "talker_dpo": {"accuracy": "pairs in the right order", "margin": "margin of rewards", "sft": "nats a code"},
-    "talker": {"loss": "nats a code", "accuracy": "codes right"},
+    Token2WavStage: {"conditional": "squared error, told the codes", "null": "squared error, told nothing"},
+    VocoderStage: {"mel": "mel, mean error of its logarithm", "features": "difference of the judges' features"},
+    ThinkerStage: {"loss": "nats a token", "accuracy": "tokens right"},
+    TalkerStage: {"loss": "nats a code", "accuracy": "codes right"},
+    DpoStage: {"accuracy": "pairs in the right order", "margin": "margin of rewards", "sft": "nats a code"},
 }
-_THINKER = {"loss": "nats a token", "accuracy": "tokens right"}
 
 Points = tuple[tuple[int, float], ...]  # (step, value)
 
@@ -115,7 +124,9 @@ class Told:
 def _run(folder: Path, step: Step) -> Run | None:
     place = folder / step.place
     rows = read_rows(place)
-    curves = tuple(_curves(step.config.stem, rows))
+    if not rows:
+        return None
+    curves = tuple(_curves(type(load_config(step.config).stage), rows))
     if not curves:
         return None
     about = ast.get_docstring(ast.parse(step.config.read_text(encoding="utf-8"))).partition("\n")[0]
@@ -124,10 +135,9 @@ def _run(folder: Path, step: Step) -> Run | None:
     return Run(step.name, about, done, total, (folder / step.result).exists(), curves)
 
 
-def _curves(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    figures = FIGURES.get(stage) or FIGURES.get(stage.partition("_")[0]) or _THINKER
+def _curves(stage: type, rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
     found = []
-    for key, title in figures.items():
+    for key, title in FIGURES[stage].items():
         points = _points(rows, key)
         if points:
             sources = _sources(rows) if key == "loss" else {}

@@ -178,9 +178,10 @@ class Training:
             yield [*talk[:-1], chats.assistant(text, voice, clip.path)]
 
     def _hard(self) -> Iterator[list[Message]]:
-        for index, text in zip(range(self.amounts.hard), texts(hard_text, self.seed, "hard", test=False)):
+        hard, usual = (texts(f, self.seed, "hard", test=False) for f in (hard_text, reading_text))
+        for index in range(self.amounts.hard):
             rng = generator(self.seed, "hard prompts", index)
-            yield chats.reading(rng, reading_text(rng) if index % 4 == 3 else text)
+            yield chats.reading(rng, next(usual if index % 4 == 3 else hard))
 
     def references(self, voice: str) -> list[Medium]:
         """Recordings that show a voice: the longest of the first hundred texts."""

@@ -73,7 +73,9 @@ def _summary(shown: Sequence[Shown], setting: Setting) -> str:
     return (
         f'<p class="soft">{html.escape(setting.model)}. {html.escape(parts)}.</p><div class="wide"><table><caption>'
         "Times in seconds from the question. Real-time factor: seconds of computing a second of speech; below 1 is "
-        "faster than it is heard."
+        "faster than it is heard. Streamed = offline: the text made alone, then its codes, by other programs, are the "
+        "same tokens and codes; and their sound, made of the same windows (on a CPU by the same programs, so it shows "
+        "that the stream has put them together rightly), is the same."
         f"</caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 

@@ -4,23 +4,32 @@
     one by one     each scene streamed: text and sound as they come
     at the end     sound of the offline codes, compared with what was streamed
 
-All programs are ready when the clock starts, so latencies are those of a model that is in use. The offline way is
-another one: the text is decoded by itself, then codes for the finished text, then sound for the finished codes.
+All programs are ready when the clock starts, so latencies are those of a model that is in use.
+
+What the comparison proves. Tokens and codes come about in other programs offline: the text is decoded by itself, then
+the Talker hears the finished text, which the Thinker has read in chunks. That they are the same is a finding, which
+needs float32: in bfloat16 the two ways round differently, and codes are drawn at random from what they give. Sound is
+made of windows, each a function of its codes, voice, seed and place. On a CPU both ways compute them one a call with
+the same programs, so that of equal codes it can only be shown that the stream has made, ordered and ended them rightly,
+whenever their codes came; elsewhere the offline windows go up to eight a call, which the stream's seldom do.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from input_pipeline.packing import pack_batch
 from input_pipeline.request import Request
 from omni_jax.cli.demo_scenes import Scene
 from omni_jax.cli.sound_file import SAMPLE_RATE
+from omni_jax.interop.restore import load_checkpoint_info
 from omni_jax.sampling.generate import Event
 from omni_jax.sampling.load import load_sampler
 from omni_jax.sampling.options import SamplingOptions
@@ -32,6 +41,7 @@ SAME = 1e-5  # of samples in [-1, 1]: windows that run as a batch may differ by 
 STAGES = ("encode_audio", "encode_vision", "prefill", "decode", "dit", "bigvgan")
 # Prompt tokens of a prefill call. Prompts of the demo take one each, and their caches have one size with the answer.
 CHUNK = 128
+LARGE = 1_000_000_000  # parameters: beyond it float32 costs too much memory and time on a GPU or TPU
 
 
 Offline = tuple[list[int], list[int]]  # tokens and codes of an answer
@@ -111,13 +121,38 @@ class Comparison:
         return self.tokens and self.codes and self.largest <= SAME
 
 
+@contextmanager
+def exact_products(wanted: bool = True) -> Iterator[None]:
+    """Products of float32 matrices are float32, which GPUs and TPUs round more coarsely by default.
+
+    In all threads, where `jax.default_matmul_precision` would be that of one.
+    """
+    name = "jax_default_matmul_precision"
+    before = getattr(jax.config, name)
+    if wanted and jax.default_backend() != "cpu":
+        jax.config.update(name, "highest")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
 class Player:
-    """A checkpoint that plays scenes. Errors of its folder are those of `load_sampler` and `Speech.from_checkpoint`."""
+    """A checkpoint that plays scenes, in float32 unless it is large. Run it under `exact_products(player.exact)`.
+
+    Errors of its folder are those of `load_sampler` and `Speech.from_checkpoint`.
+    """
 
     def __init__(self, folder: Path, text: SamplingOptions, speech: SpeechOptions):
-        self.sampler = load_sampler(folder, chunk=CHUNK)
+        large = load_checkpoint_info(folder).num_parameters > LARGE
+        self.sampler = load_sampler(folder, dtype=None if large else jnp.float32, chunk=CHUNK)
         self.speech = Speech.from_checkpoint(folder, self.sampler)
         self._text, self._speech = text, speech
+
+    @property
+    def exact(self) -> bool:
+        """Whether streamed and offline answers must be the same: in bfloat16 they may differ."""
+        return self.sampler.dtype == jnp.float32
 
     @property
     def about(self) -> str:

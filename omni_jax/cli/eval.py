@@ -28,13 +28,14 @@ class EvalArgs:
     with the prompt, the decoding and the checkpoint.
 
     Whoever listens to speech is brought by the user: functions (waveform float32, sampling rate) -> text, vector or
-    number. What needs one that is not given is not measured, and the report says so.
+    number. Each is tried on half a second of noise before the model is loaded. What needs one that is not given is not
+    measured, and the report says so.
 
     The exit status is 1 when a goal is not met.
 
     example:
       omni-jax eval --suite asr --checkpoint omni-3b --data librispeech --batch 16 --json
-      omni-jax eval --suite tiny --checkpoint tiny --data .omni_tiny --recognizer ears:hear --keep wavs
+      omni-jax eval --suite tiny --checkpoint tiny --data .omni_tiny --recognizer examples.omni_tiny.ears:hear
     """
 
     suite: Annotated[str, arg(metavar="NAME|FILE.py")]
@@ -58,7 +59,7 @@ class EvalArgs:
     mos_scorer: Annotated[str | None, arg(metavar="MODULE:FUNCTION")] = None
     """How natural speech is: -> a number."""
     compare: Annotated[Path | None, arg(metavar="DIR")] = None
-    """Results of an earlier run on the same lines: differences, with their intervals."""
+    """Results of an earlier run of another checkpoint, all else the same: differences, with their intervals."""
     keep: Annotated[Path | None, arg(metavar="DIR")] = None
     """Keep spoken answers as wav files, DIR/TASK/FILE-LINE.wav."""
     use_audio_in_video: bool = False
@@ -72,7 +73,7 @@ class EvalArgs:
     speech_temperature: float = 0.9
     """Of the draw of codes; 0 is greedy."""
     seed: int = 0
-    """Of the draw of codes, and of the sound."""
+    """Of the draw of codes, and of the sound; each line has one of its own, made of this and its number."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of weights and computation. None is float32 on a CPU, bfloat16 elsewhere."""
     weights: Literal["int8"] | None = None
@@ -194,25 +195,32 @@ def _speech(args: EvalArgs) -> dict[str, Any]:
 
 def _asked(args: EvalArgs, suite: Any, data: list[Any], scorers: Any, checkpoint: dict, target: Path) -> list[Any]:
     """Outcomes of all tasks; the model is loaded only if a line is not answered yet."""
+    from omni_jax.evaluation.judge import Judge
     from omni_jax.evaluation.report import Outcome, decoding
     from omni_jax.evaluation.results import ResultsFile
     from omni_jax.evaluation.scorers import NAMES
 
-    files, before = [], {}
+    made, before = [], {}
     for each in data:
         task, path = each.task, target / f"{each.task.name}.jsonl"
         settings = {"task": task.name, "file": task.file, "data": each.digest, "suite": suite.digest}
         settings |= {"checkpoint": checkpoint["sha256"], "decoding": decoding(task), "ablate": task.ablate}
         settings |= {name: getattr(args, name) for name in ("dtype", "weights", "use_audio_in_video")}
         settings |= {name: getattr(args, name) for name in NAMES} | (_speech(args) if task.speak else {})
-        if args.overwrite:
-            path.unlink(missing_ok=True)
-        files.append(ResultsFile(path, settings))
+        made.append((path, settings))
         if args.compare is not None and (args.compare / path.name).is_file():
             before[task.name] = _earlier(args.compare / path.name, settings)
-    todo = [[item for item in each.items if item.index not in file.rows] for each, file in zip(data, files)]
+    # first what is there already, as nothing is begun, or removed, before the scorers have been tried
+    kept = [None if args.overwrite or not path.exists() else ResultsFile(path, settings) for path, settings in made]
+    judges = [Judge(each, scorers) for each in data]
+    todo = [[item for item in each.items if not file or item.index not in file.rows] for each, file in zip(data, kept)]
+    scorers.try_out({name for judge, items in zip(judges, todo) if items for name in judge.asked})
+    if args.overwrite:
+        for path, _ in made:
+            path.unlink(missing_ok=True)
+    files = [file or ResultsFile(path, settings) for file, (path, settings) in zip(kept, made)]
     if any(todo):
-        _ask(args, data, files, todo, scorers)
+        _ask(args, judges, files, todo)
     outcomes = []
     for each, file in zip(data, files):
         rows = {item.index: file.rows[item.index] for item in each.items}
@@ -221,25 +229,23 @@ def _asked(args: EvalArgs, suite: Any, data: list[Any], scorers: Any, checkpoint
 
 
 def _earlier(path: Path, settings: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Rows of an earlier run. Raises DataError where it is of other lines, or was scored by somebody else."""
-    from omni_jax.evaluation.results import read_results
-    from omni_jax.evaluation.scorers import NAMES
+    """Rows of an earlier run. Raises DataError where anything but the checkpoint is another."""
+    from omni_jax.evaluation.results import differences, read_results
 
     old, rows = read_results(path)
-    for name in ("data", *NAMES):
-        if old.get(name) != settings[name]:
-            raise DataError(
-                f"{path} has another {name} ({old.get(name)!r:.60}, now {settings[name]!r:.60}).\n"
-                "Compare like with like."
-            )
+    what = differences(old, settings, but=("checkpoint",))
+    if what:
+        raise DataError(
+            f"{path} has another {what}.\nOnly the checkpoint may differ. Give the same options as then, or run the "
+            "earlier checkpoint again with those of now."
+        )
     return rows
 
 
-def _ask(args: EvalArgs, data: list[Any], files: list[Any], todo: list[list[Any]], scorers: Any) -> None:
+def _ask(args: EvalArgs, judges: list[Any], files: list[Any], todo: list[list[Any]]) -> None:
     """Asks what is left, batch by batch, and adds answers and scores to the files."""
     from omni_jax.cli.conversation import Answerer
     from omni_jax.evaluation.answers import Asker
-    from omni_jax.evaluation.judge import Judge
     from omni_jax.models.flow import FlowOptions
     from omni_jax.sampling.speech_options import CODE_SAMPLING, SpeechOptions
 
@@ -251,12 +257,12 @@ def _ask(args: EvalArgs, data: list[Any], files: list[Any], todo: list[list[Any]
         weights=args.weights,
         mesh=args.mesh,
         use_audio_in_video=args.use_audio_in_video,
-        speak=any(items and each.task.speak is not None for each, items in zip(data, todo)),
+        speak=any(items and judge.data.task.speak is not None for judge, items in zip(judges, todo)),
     )
     model.load()
     with console.Progress("asking", unit=" lines") as bar:
-        for each, file, items in zip(data, files, todo):
-            judge, asker = Judge(each, scorers), Asker(model, each, args.batch, speech)
+        for judge, file, items in zip(judges, files, todo):
+            each, asker = judge.data, Asker(model, judge.data, args.batch, speech)
             done, total = len(each.items) - len(items), len(each.items)
             bar(each.task.name, done, total)
             for answers in asker.answers(items):
@@ -274,7 +280,7 @@ def _result(args: EvalArgs, judge: Any, answer: Any) -> dict[str, Any]:
     if answer.waveform is not None:
         row |= {"heard": heard, "codes": answer.codes, "speech_reason": answer.speech_reason}
         row["audio"] = _kept(args, judge.data.task.name, answer) if args.keep is not None else None
-    return row | {"scores": scores, "floor": judge.floor(item)}
+    return row | {"scores": scores, "floor": judge.floor(item, answer.seen)}
 
 
 def _kept(args: EvalArgs, task: str, answer: Any) -> str:
@@ -300,12 +306,15 @@ def _tell(out: console.Output, rows: list[dict[str, Any]], checkpoint: dict[str,
 
     marks = {"at least": ">=", "at most": "<=", "chance": "chance", "worse than": "below", "better than before": "was"}
     width = max(len(row["name"]) for row in rows)
-    out.write(f"{'':{width}}  {'value':>7}  {'95 % interval':>15}  {'goal':>13}  {'floor':>7}  {'lines':>5}")
+    out.write(
+        f"{'':{width}}  {'value':>7}  {'95 % interval':>15}  {'goal':>13}  {'floor':>7}  {'baseline':>8}  {'lines':>5}"
+    )
     for row in rows:
         low_high = " - ".join(map(figure, row["interval"])) if row["interval"] else "-"
         goal = f"{marks[row['rule']]} {figure(row['goal'])}" if row["rule"] else "-"
         told = {True: "met", False: "NOT MET", None: row["why"] or ""}[row["pass"]]
-        cells = f"{figure(row['value']):>7}  {low_high:>15}  {goal:>13}  {figure(row['floor']):>7}  {row['count']:>5}"
+        cells = f"{figure(row['value']):>7}  {low_high:>15}  {goal:>13}  {figure(row['floor']):>7}"
+        cells += f"  {figure(row['baseline']):>8}  {row['count']:>5}"
         out.write(f"{row['name']:{width}}  {cells}  {told}".rstrip())
         if "difference" in row:
             sides = " - ".join(map(figure, row["difference_interval"]))

@@ -38,13 +38,14 @@ class PreferArgs:
     """A folder that omni-jax import or train wrote. It speaks, and it is the reference policy."""
     prompts: Annotated[Path | None, arg(metavar="FILE")] = None
     """One conversation in JSON a line, as for training. The last answer's text is what is said; where a user has the
-    last word, the model writes the answer first (greedily)."""
+    last word, the model writes the answer first (greedily). A line may say who speaks: "voice": "Ethan"."""
     destination: Annotated[Path | None, arg(name="to", metavar="FILE.jsonl")] = None
     """The file of pairs to write. With --reference-only None is the file itself."""
     reference_only: Annotated[Path | None, arg(metavar="FILE")] = None
     """Pairs that are there already: compute only their log-probabilities, under --checkpoint."""
     voice: str | None = None
-    """Who speaks; omni-jax voices lists the names. None is the checkpoint's default."""
+    """Who speaks where a line of the prompts names nobody; omni-jax voices lists the names. None is the checkpoint's
+    default."""
     samples: int = 6
     """Answers to each text."""
     temperature: float = 0.9
@@ -54,11 +55,11 @@ class PreferArgs:
     pairs_per_prompt: int = 2
     """Most pairs of each text: the best with the worst, the second best with the second worst, ..."""
     margin: float = 0.1
-    """Least difference of scores of a pair. One word of ten that is wrong is 0.1."""
+    """Least difference of scores of a pair. One word of ten that is wrong is 0.1; each digit counts as a word."""
     pause_weight: float = 1.0
     """The score is the word error rate + this * the share of gaps between words with a wrong pause."""
     max_wer: float = 0.5
-    """No answer with more word errors is chosen."""
+    """No answer with more word errors is chosen. Each digit counts as a word."""
     scorer: Annotated[str, arg(metavar="thinker|MODULE:FUNCTION")] = "thinker"
     """Who listens. thinker: this checkpoint. Else a function (waveform float32, sampling rate) -> text, or a list of
     (word, start, end) in seconds, from whose times pauses are known better."""
@@ -155,7 +156,7 @@ def _context(args: PreferArgs) -> Any:
 
 
 def _prefer(args: PreferArgs, target: Path) -> int:
-    from omni_jax.cli.prefer_answers import Prompts
+    from omni_jax.cli.prefer_answers import WORD_ERRORS, Prompts
     from omni_jax.cli.prefer_file import AnswerFile
     from omni_jax.interop.checkpoint_digest import checkpoint_digest
     from omni_jax.sampling.voices import choose_speaker, load_speakers
@@ -167,11 +168,12 @@ def _prefer(args: PreferArgs, target: Path) -> int:
     kept += ("solver", "steps", "system", "use_audio_in_video", "dtype")
     settings = {name: getattr(args, name) for name in kept}
     settings |= {"voice": voice, "prompts": prompts.digest, "checkpoint": checkpoint_digest(args.checkpoint)}
+    settings["word_errors"] = WORD_ERRORS
     answers = AnswerFile(target.with_name(f"{target.stem}.answers.jsonl"), settings)
     _draw(args, context, voice, prompts, answers)
     pairs = target.with_name(f".{target.name}.pairs")
     try:
-        report = _choose(args, voice, answers, pairs)
+        report = _choose(args, answers, pairs)
         if report["pairs"]:
             with console.Progress("reference policy") as bar:
                 _references(args, context, pairs, target, bar)
@@ -198,7 +200,7 @@ def _draw(args: PreferArgs, context: Any, voice: str, prompts: Any, answers: Any
             bar("drawing answers", len(prompts) - len(todo) + start, len(prompts))
             rows, ready = _read(prompts, group, drawer.replies)
             for prompt, samples in zip(ready, drawer.answers(ready)):
-                said = {"index": prompt.index, "name": prompt.name, "messages": prompt.messages}
+                said = {"index": prompt.index, "name": prompt.name, "voice": prompt.voice, "messages": prompt.messages}
                 rows.append(said | {"answers": [sample.as_json() for sample in samples]})
             answers.add(rows)
 
@@ -232,7 +234,7 @@ def _drawer(args: PreferArgs, context: Any, voice: str) -> Any:
 
     own = None if args.scorer == "thinker" else own_scorer(args.scorer)
     codes = replace(CODE_SAMPLING, max_new_tokens=args.max_codes, temperature=args.temperature)
-    options = SpeechOptions(voice=voice, codes=codes, flow=FlowOptions(args.solver, args.steps))
+    options = SpeechOptions(codes=codes, flow=FlowOptions(args.solver, args.steps))
     answerer = Answerer(args.checkpoint, dtype=args.dtype, speak=True, voice=voice)
     return Drawer(
         speech=answerer.speech,
@@ -246,7 +248,7 @@ def _drawer(args: PreferArgs, context: Any, voice: str) -> Any:
     )
 
 
-def _choose(args: PreferArgs, voice: str, answers: Any, file: Path) -> dict[str, Any]:
+def _choose(args: PreferArgs, answers: Any, file: Path) -> dict[str, Any]:
     """Writes the pairs, without references; returns the report."""
     import json
 
@@ -265,7 +267,7 @@ def _choose(args: PreferArgs, voice: str, answers: Any, file: Path) -> dict[str,
             choice = choose_pairs(samples, most=args.pairs_per_prompt, **options)
             tally.add(samples, choice)
             for pair in choice.pairs:
-                stream.write(json.dumps(pair_line(row, voice, *pair), ensure_ascii=False) + "\n")
+                stream.write(json.dumps(pair_line(row, *pair), ensure_ascii=False) + "\n")
     return tally.as_json() | {"reasons": reasons[:20]}
 
 

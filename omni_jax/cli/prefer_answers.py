@@ -22,12 +22,15 @@ from omni_jax.training.preferences import SpokenSample, guard_samples
 from omni_jax.training.reference import UNLIMITED
 from omni_jax.training.transcripts import Language, language_of, normal_words, word_error_rate
 
+# How the errors of kept answers were counted. Whoever counts otherwise must not go on with them: give it another text.
+WORD_ERRORS = "each digit is a word"
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """A conversation whose last message, of an assistant, is to be said.
 
-    example: with a stand-in for the speech. answered: False while the words are a stand-in too.
+    voice: who says it. example: with a stand-in for the speech. answered: False while the words are a stand-in too.
     """
 
     index: int
@@ -35,6 +38,7 @@ class Prompt:
     messages: list[dict[str, Any]]
     text: str
     language: Language
+    voice: str
     example: Example
     answered: bool = True
 
@@ -65,9 +69,16 @@ class Prompts:
     """The conversations of a file, read one at a time."""
 
     def __init__(self, file: Path, context: ExampleContext, voice: str, language: Language | None, max_tokens: int):
-        """Raises DataError where the file is missing or empty."""
-        self._lines, self._context, self._voice, self._language = JsonLines(file), context, voice, language
+        """
+        Args:
+            voice: who speaks where a line names nobody.
+
+        Raises:
+            DataError: the file is missing or empty, or a line names a voice that the checkpoint does not have.
+        """
+        self._lines, self._context, self._language = JsonLines(file), context, language
         self.digest = self._lines.digest
+        self._voices = [self._voice(index, voice) for index in range(len(self))]
         self._limit = RowShape(max_tokens, UNLIMITED, UNLIMITED, UNLIMITED, UNLIMITED)
 
     def __len__(self) -> int:
@@ -75,6 +86,21 @@ class Prompts:
 
     def name(self, index: int) -> str:
         return self._lines.where(index)
+
+    def _voice(self, index: int, default: str) -> str:
+        try:
+            line = self._lines.value(index)
+        except DataError:  # `read` says so in its turn
+            return default
+        voice = line.get("voice") if isinstance(line, Mapping) else None
+        if voice is None:
+            return default
+        if not isinstance(voice, str) or voice not in self._context.voices:
+            raise DataError(
+                f"{self.name(index)}: there is no voice {voice!r}. Voices of this checkpoint: "
+                f"{', '.join(self._context.voices)}. Name one of them, or leave the key out for that of --voice."
+            )
+        return voice
 
     def read(self, index: int) -> list[dict[str, Any]]:
         """The messages, system turn included.
@@ -100,7 +126,7 @@ class Prompts:
         Raises:
             DataError: it cannot be learned from: malformed, too long, media that cannot be read, or no words.
         """
-        name = self.name(index)
+        name, voice = self.name(index), self._voices[index]
         answered = messages[-1]["role"] == "assistant"
         *before, last = messages if answered else [*messages, {"role": "assistant", "content": "word"}]
         content = last["content"]
@@ -111,13 +137,13 @@ class Prompts:
         if not normal_words(text, language):
             raise DataError(f"{name}: the answer has no words that could be said.", "empty mask")
         spoken = [*before, {**last, "content": items}]
-        stand_in = {"type": "speech", "voice": self._voice, "codes": [0]}
+        stand_in = {"type": "speech", "voice": voice, "codes": [0]}
         sample = Sample({"messages": with_speech(spoken, stand_in)}, self._context, name=name)
         pieces, refused = sample.pieces(self._limit)
         if refused or len(pieces) != 1:
             reason = refused[0].reason if refused else f"takes more than {self._limit.tokens} tokens (--max-tokens)."
             raise DataError(f"{name}: {reason}", refused[0].kind if refused else "too long")
-        return Prompt(index, name, spoken, text, language, sample.example(0, len(sample)), answered)
+        return Prompt(index, name, spoken, text, language, voice, sample.example(0, len(sample)), answered)
 
 
 def with_speech(messages: Sequence[Mapping[str, Any]], item: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -131,7 +157,7 @@ class Drawer:
     """Draws and judges answers.
 
     speech: a `Speech`. samples: answers to each text. batch: rows at a time. seed: other numbers give other answers.
-    options: of codes and sound; each answer has a seed of its own.
+    options: of codes and sound; each answer has a seed of its own, and its prompt's voice.
     """
 
     speech: Any
@@ -170,7 +196,7 @@ class Drawer:
         codes: list[list[int]] = [[] for _ in work]
         reasons = [""] * len(work)
         requests, replies = [prompt.request for prompt, _ in work], [prompt.reply for prompt, _ in work]
-        options = [self._options(seed) for _, seed in work]
+        options = [self._options(prompt, seed) for prompt, seed in work]
         for event in self.speech.stream_codes(requests, replies, options):
             codes[event.row] += event.codes
             reasons[event.row] = event.finish_reason or reasons[event.row]
@@ -181,7 +207,7 @@ class Drawer:
     def _judged(self, prompts: Sequence[Prompt], samples: Sequence[SpokenSample]) -> list[SpokenSample]:
         """What a guard stopped is not even made to sound."""
         free = [i for i, sample in enumerate(samples) if sample.guard is None]
-        options = [self._options(samples[i].seed) for i in free]
+        options = [self._options(prompts[i], samples[i].seed) for i in free]
         waveforms = self.speech.synthesise([samples[i].codes for i in free], options)
         heard = self.scorer(waveforms, [prompts[i].language for i in free]) if free else []
         judged = list(samples)
@@ -195,8 +221,8 @@ class Drawer:
             )
         return judged
 
-    def _options(self, seed: int) -> SpeechOptions:
-        return replace(self.options, codes=replace(self.options.codes, seed=seed))
+    def _options(self, prompt: Prompt, seed: int) -> SpeechOptions:
+        return replace(self.options, voice=prompt.voice, codes=replace(self.options.codes, seed=seed))
 
 
 def _seed(seed: int, index: int, number: int) -> int:

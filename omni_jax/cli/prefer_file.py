@@ -56,9 +56,9 @@ class AnswerFile(LineFile):
             )
 
 
-def pair_line(row: Mapping[str, Any], voice: str, chosen: SpokenSample, rejected: SpokenSample) -> dict[str, Any]:
+def pair_line(row: Mapping[str, Any], chosen: SpokenSample, rejected: SpokenSample) -> dict[str, Any]:
     """A line of training data, without the reference; "preference" says how the pair came about."""
-    item = {"type": "speech", "voice": voice, "chosen": list(chosen.codes), "rejected": list(rejected.codes)}
+    item = {"type": "speech", "voice": row["voice"], "chosen": list(chosen.codes), "rejected": list(rejected.codes)}
     sides = {"chosen": chosen, "rejected": rejected}
     told = ("seed", "guard", "transcript", "wer", "pause")
     about = {side: {key: getattr(sample, key) for key in told} for side, sample in sides.items()}

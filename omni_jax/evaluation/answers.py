@@ -10,6 +10,7 @@ from input_pipeline.request import Request
 from omni_jax.errors import CapacityError, DataError, MediaError, PromptError
 from omni_jax.evaluation.ablation import without
 from omni_jax.evaluation.data import Item, TaskData
+from omni_jax.sampling.options import SamplingOptions
 from omni_jax.sampling.speech_options import SPEECH, SpeechOptions
 
 _VOICE_RATE = 16_000  # of recordings that a voice is taken from
@@ -45,7 +46,8 @@ class Answered:
 class Asker:
     """Asks a model the lines of a task.
 
-    speech: options of spoken answers; the voice is that of the line.
+    speech: options of spoken answers; the voice is that of the line. From its seed, as from that of the task's options,
+        each line gets one of its own.
     """
 
     model: Model
@@ -81,11 +83,11 @@ class Asker:
         return [*self._answered(items[:half], requests[:half]), *self._answered(items[half:], requests[half:])]
 
     def _asked(self, items: Sequence[Item], requests: Sequence[Request]) -> list[Answered]:
-        task = self.data.task
-        if task.speak is None:
+        if self.data.task.speak is None:
+            written = self.model.sampler.generate(requests, self._options(items))
             found = [
                 Answered(item, answer.text, answer.finish_reason, answer.prompt_tokens)
-                for item, answer in zip(items, self.model.sampler.generate(requests, task.options))
+                for item, answer in zip(items, written)
             ]
         else:
             found = self._spoken(items, requests)
@@ -104,7 +106,7 @@ class Asker:
             if task.clone is not None:
                 voice = self._cloned(item, voice)
                 cloned.append(voice)
-            options.append(replace(self.speech, voice=voice))
+            options.append(replace(self.speech, voice=voice, codes=of_line(self.speech.codes, item)))
         try:
             if task.speak == "answer":
                 return [
@@ -117,7 +119,7 @@ class Asker:
                         codes=len(answer.codes),
                         speech_reason=answer.speech_reason,
                     )
-                    for item, answer in zip(items, speech.generate(requests, task.options, options))
+                    for item, answer in zip(items, speech.generate(requests, self._options(items), options))
                 ]
             texts = [str(task.text_to_speak(item.line)) for item in items]
             end = self.model.tokenizer.token_id("<|im_end|>")
@@ -138,6 +140,9 @@ class Asker:
             for name in cloned:
                 speech.speakers.pop(name, None)
 
+    def _options(self, items: Sequence[Item]) -> list[SamplingOptions]:
+        return [of_line(self.data.task.options, item) for item in items]
+
     def _cloned(self, item: Item, voice: str | None) -> str:
         """Adds a voice with the timbre of a recording, and names it."""
         from input_pipeline.media import load_audio
@@ -151,3 +156,13 @@ class Asker:
         except (MediaError, PromptError) as error:
             raise DataError(f"{item.where}: {error}") from error
         return name
+
+
+def of_line(options: SamplingOptions, item: Item) -> SamplingOptions:
+    """Options with a seed of the line's own, made of theirs and its number.
+
+    With one seed for all, lines would share their noise step by step, and intervals over lines would be too narrow. It
+    does not matter which lines are asked beside it, so a stopped run goes on as it was, and two runs are paired.
+    """
+    own = np.random.SeedSequence([options.seed, item.index]).generate_state(1)[0]
+    return replace(options, seed=int(own) >> 1)  # seeds are below 2^31

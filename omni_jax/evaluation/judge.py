@@ -1,6 +1,6 @@
 """From an answer to the statistics of each measure, with the scorers that there are; the same of the true recording."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -38,19 +38,49 @@ class Judge:
         """
         return self._scored(item, _Answer(text, waveform, seen, self.scorers), truth=False)
 
-    def floor(self, item: Item) -> Statistics:
-        """The same of the true recording, where the line has one: the best that the scorers could say."""
+    @property
+    def asked(self) -> set[str]:
+        """Names of the scorers, of those there are, that answers and true recordings of this task will be given to."""
         task = self.data.task
+        names = {"recognizer" if measure.of == "timed" else SCORER_OF[measure.of] for measure in task.measures}
+        if task.speak is None and any(task.truth(item.line) is not None for item in self.data.items):
+            names.add("recognizer")
+        return {name for name in names if name is not None and name in self.scorers}
+
+    def floor(self, item: Item, seen: Any = None) -> Statistics:
+        """The same of the truth: the best that the scorers could say.
+
+        The truth is the true recording, where the line has one; of text that is not of a recording the reference, where
+        it is a text or a number and so could be an answer.
+        """
+        task, found = self.data.task, {}
         recording = task.truth(item.line)
-        if recording is None or not self.scorers.functions:
-            return {}
-        waveform = self._sound(self.data.path(recording))
-        answer = _Answer(None, waveform, None, self.scorers)
-        if task.speak is None:
-            if "recognizer" not in self.scorers:
-                return {}
-            answer.text = answer.heard.text
-        return self._scored(item, answer, truth=True)[0]
+        if recording is not None and self.scorers.functions:
+            waveform = self._sound(self.data.path(recording))
+            answer = _Answer(None, waveform, seen, self.scorers)
+            if task.speak is not None:
+                found = self._scored(item, answer, truth=True)[0]
+            elif "recognizer" in self.scorers:
+                answer.text = answer.heard.text
+                found = self._scored(item, answer, truth=True)[0]
+        if recording is None or task.speak is not None:
+            found |= self._of_references(item, seen)
+        return found
+
+    def _of_references(self, item: Item, seen: Any) -> Statistics:
+        """Of the measures of text; the best where there are several references."""
+        found: Statistics = {}
+        for measure in self.data.task.measures:
+            if measure.of == "text" and (measure.where is None or measure.where(item.line)):
+                tried = [
+                    self._measured(measure, item, _Answer(text, None, seen, self.scorers), truth=True)
+                    for text in _texts(measure.reference(item.line))
+                ]
+                if tried:
+                    sign = 1 if measure.metric.higher_is_better else -1
+                    best = max(tried, key=lambda stats: sign * measure.metric.total(np.array(stats, np.float64)))
+                    found[measure.name] = [float(x) for x in best]
+        return found
 
     def _scored(self, item: Item, answer: "_Answer", *, truth: bool) -> tuple[Statistics, str | None]:
         found: Statistics = {}
@@ -117,6 +147,14 @@ class Judge:
         from input_pipeline.media import load_audio
 
         return load_audio(path, sampling_rate=RATE)
+
+
+def _texts(reference: Any) -> list[str]:
+    """A reference, or each of several, as a model would write it; none of one that is no text, as a box."""
+    if isinstance(reference, (str, int, float)):
+        return [str(reference)]
+    several = isinstance(reference, Sequence) and all(isinstance(each, str) for each in reference)
+    return list(reference) if several else []
 
 
 class _Answer:

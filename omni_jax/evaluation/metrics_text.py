@@ -67,10 +67,10 @@ def bleu(tokenize: str) -> Metric:
         return [*map(float, found.counts), *map(float, found.totals), float(found.sys_len), float(found.ref_len)]
 
     def total(sums: np.ndarray) -> float:
-        """The corpus's BLEU is a function of the sums of n-grams and lengths."""
+        """The corpus's BLEU is a function of the sums of n-grams and lengths; smoothed as `sacrebleu.corpus_bleu`."""
         counts, totals, lengths = sums[:4], sums[4:8], sums[8:]
         whole = [round(float(x)) for x in (*counts, *totals, *lengths)]
-        return float(_class().compute_bleu(whole[:4], whole[4:8], whole[8], whole[9]).score)
+        return float(_class().compute_bleu(whole[:4], whole[4:8], *whole[8:], smooth_method="exp").score)
 
     return Metric(f"BLEU, tokenize {tokenize}", score, total)
 

@@ -74,6 +74,7 @@ def _empty(measure: Measure, why: str) -> Row:
         "value": None,
         "goal": goal.value if fixed else None,
         "floor": measure.floor,
+        "baseline": measure.baseline,
         "pass": None,
         "interval": None,
         "count": 0,

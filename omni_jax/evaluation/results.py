@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,28 @@ class ResultsFile(LineFile):
 
     def _go_on(self, settings: Mapping[str, Any]) -> None:
         old, self.rows, whole = _read(self.path)
-        # both through JSON, where a tuple is a list
-        new = json.loads(json.dumps(settings))
-        names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-        if names:
-            what = ", ".join(f"{name} ({old.get(name)!r:.60}, now {new.get(name)!r:.60})" for name in names)
+        what = differences(old, settings)
+        if what:
             raise DataError(
                 f"{self.path} was begun with another {what}.\nGive another --to, or --overwrite to begin anew."
             )
         os.truncate(self.path, whole)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, but: Collection[str] = ()) -> str:
+    """What differs between settings, except those named in `but`: "seed (0, now 1), decoding.top_k (1, now 2)"."""
+    # both through JSON, where a tuple is a list
+    old, new = (_flat(json.loads(json.dumps(settings))) for settings in (old, new))
+    names = [name for name in sorted({*old, *new} - set(but)) if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} ({old.get(name)!r:.60}, now {new.get(name)!r:.60})" for name in names)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings within settings by "outer.inner", so that a long one does not hide what differs."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:

@@ -10,7 +10,7 @@ Each is named "module:function"; modules of the current folder are found, too.
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from omni_jax.errors import ConfigError
 
 Function = Callable[[np.ndarray, int], Any]
 NAMES = ("recognizer", "speaker_scorer", "mos_scorer")
+_METHODS = {"recognizer": "hear", "speaker_scorer": "voice", "mos_scorer": "opinion"}
+_TRIAL_RATE, _TRIAL_LEVEL = 24_000, 0.01  # of what they will hear; too loud to be left alone as silence
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,17 @@ class Scorers:
 
     def __contains__(self, name: str | None) -> bool:
         return name is None or name in self.functions
+
+    def try_out(self, names: Collection[str]) -> None:
+        """Asks each of these once, of half a second of soft noise: it shows now, not after hours, that one is broken.
+
+        Raises:
+            ConfigError: one fails, or gives something else than it should; its option is named.
+        """
+        noise = np.random.default_rng(0).normal(scale=_TRIAL_LEVEL, size=_TRIAL_RATE // 2).astype(np.float32)
+        for name in NAMES:
+            if name in names and name in self.functions:
+                getattr(self, _METHODS[name])(noise, _TRIAL_RATE)
 
     def hear(self, waveform: np.ndarray, rate: int) -> Heard:
         """Silence is heard as nothing. Raises ConfigError where the function fails or gives something else."""
@@ -84,7 +97,8 @@ class Scorers:
         except Exception as error:
             raise ConfigError(
                 f"{_option(name)}: failed on a recording of {len(waveform) / rate:.2f} s: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}\n"
+                "Mend the function, or leave the option out: what needs it is then not measured."
             ) from error
 
 

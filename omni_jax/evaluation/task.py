@@ -79,8 +79,9 @@ class Measure:
     reference: of a line; what the metric compares with. For "voice" a recording, for "nearest" the name of a voice.
     extract: (text, line) -> what is compared; of "text" and "heard" only.
     where: which lines count; None for all.
-    floor: what a perfect model would get from this scorer, where that is known beforehand. Where lines have a true
-        recording and a scorer is given, it is measured.
+    floor: what a perfect model would get from this scorer, where that is known beforehand and cannot be measured. It is
+        measured where lines have a true recording and a scorer is given, and of text where the reference is a text.
+    baseline: what a simple method gets on these lines, to be shown beside the figure.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Measure:
     where: Callable[[Line], bool] | None = None
     goal: Goal | None = None
     floor: float | None = None
+    baseline: float | None = None
 
 
 @dataclass(frozen=True)

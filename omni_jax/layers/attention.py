@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 from omni_jax.kernels.target import current_target
 from omni_jax.layers.tiled_attention import TILE, attend_in_tiles
 
-_MASKED = -1e30  # finite: a row that may see nothing gives a uniform average, never NaN
+_MASKED = -1e30  # finite, so that differences are never NaN
+_LEAST = 1e-30  # sum of weights: of nothing the average is zero
 
 # Most scores to hold at once (64 Mi float32 = 256 MiB).
 _SCORE_BUDGET = 1 << 26
@@ -32,7 +33,8 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Softmax attention; query head n reads key-value head n // (N / K). Scale is H^-0.5.
 
-    Keys carry the head axis before the sequence axis, so that each head's keys are contiguous.
+    A query that may see nothing gives zeros. Keys carry the head axis before the sequence axis, so that each head's
+    keys are contiguous.
 
     Args:
         mask: which keys each query sees; None for all.
@@ -52,7 +54,7 @@ def attend(
             grouped, key, value, mask, used, cpu=lambda *args: _attend_to_cache(*args, tile), default=_attend_at_once
         )
     elif worth and tile >= 64 and current_target().platform == "cpu":
-        out = attend_in_tiles(grouped, key, value, mask, min(tile, TILE))
+        out = attend_in_tiles(grouped, key, value, mask, tile if mask.shape[1] == 1 else min(tile, TILE))
     else:
         out = _attend_at_once(grouped, key, value, mask)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
@@ -85,6 +87,8 @@ def attend_within_blocks(
         together = max(1, _SCORE_BUDGET // (places * places * heads))
         if together >= blocks:
             out = some_blocks(slots)
+        elif together == 1:  # a batch of one would be mapped too, and take both sides of what tiles leave out
+            out = jax.lax.map(lambda one: some_blocks(one[None])[0], slots)
         else:
             out = jax.lax.map(lambda one: some_blocks(one[None])[0], slots, batch_size=together)
         return out.reshape(blocks * places, heads, width)
@@ -163,14 +167,14 @@ def _attend_to_cache(query, key, value, mask, used, tile: int):
                 m = jnp.broadcast_to(m, (groups, steps, tile)).reshape(groups * steps, tile)
                 scores = jnp.where(m, jnp.matmul(q, k.T, preferred_element_type=jnp.float32), _MASKED)
                 new = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
-                weights, shrink = jnp.exp(scores - new), jnp.exp(largest - new)
+                weights, shrink = jnp.where(m, jnp.exp(scores - new), 0), jnp.exp(largest - new)
                 out = out * shrink + (weights.astype(v.dtype) @ v).astype(jnp.float32)
                 return new, total * shrink + jnp.sum(weights, axis=-1, keepdims=True), out
 
             count = groups * steps
             start = (jnp.full((count, 1), _MASKED), jnp.zeros((count, 1)), jnp.zeros((count, width)))
             _, total, out = jax.lax.fori_loop(0, tiles, add, start)
-            return (out / total).astype(value.dtype)
+            return (out / jnp.maximum(total, _LEAST)).astype(value.dtype)
 
         return jax.lax.map(one_tile, (jnp.arange(length // steps), rows))
 
@@ -180,6 +184,7 @@ def _attend_to_cache(query, key, value, mask, used, tile: int):
 
 
 def _exponentials(scores: Float[Array, "... S"]) -> tuple[Float[Array, "... S"], Float[Array, "... 1"]]:
-    """Unnormalised softmax weights, the largest of each row being 1, and their sums."""
+    """Unnormalised softmax weights, the largest of each row being 1, and their sums. What is masked weighs nothing."""
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    return weights, jnp.sum(weights, axis=-1, keepdims=True)
+    weights = jnp.where(scores > _MASKED, weights, 0)
+    return weights, jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), _LEAST)

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from omni_jax.kernels.target import current_target
+
 Padding = Literal["zeros", "reflect"]
 
 _LAYOUT = ("NWC", "WIO", "NWC")
@@ -73,6 +75,8 @@ def _upsample_gradients(stride: int, kept: tuple, gradient: jax.Array) -> tuple[
     """The kernel's gradient is a product for each tap: frame t meets sample stride · t + pad - tap. What XLA derives is
     a correlation with the stuffed input, zeros and all; on a CPU it took a quarter of the speech tokenizer's step."""
     x, kernel = kept
+    if current_target().platform != "cpu":  # one convolution there, and slices with strides are dear
+        return jax.vjp(lambda *each: _stuffed(*each, stride), x, kernel)[1](gradient)
     (of_x,) = jax.vjp(lambda x: _stuffed(x, kernel, stride), x)[1](gradient)
     taps, time, pad = kernel.shape[0], x.shape[1], _before(kernel, stride)
     last = taps - 1 - pad  # the last tap begins this many samples before the first

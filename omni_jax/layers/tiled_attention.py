@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 # Measured on 2 CPU cores at 512 keys in sequences of 64, gradient alone: 28 ms by tiles of 128 x 128, 29 by 64 x 64, 43
 # by 256 x 256, 64 when all 512 x 512 are counted.
 TILE = 128
+_MOST_ROWS = 1536
 _MASKED = -1e30
 _LEAST = 1e-30
 
@@ -29,13 +30,14 @@ def attend_in_tiles(
     A query that may see nothing gives zeros.
 
     Args:
-        tile: keys of a tile, which divide S; and the most queries.
+        mask: with one row for all queries, tiles have as many queries as stay in cache.
+        tile: keys of a tile, which divide S; and, of a mask with a row for each query, the most queries.
     """
     return _forward(query, key, value, mask, tile)[0]
 
 
 def _forward(query, key, value, mask, tile):
-    seen, some = _tiles(query, mask, tile)
+    queries, seen, some = _tiles(query, mask, tile)
     width = query.shape[-1]
 
     def one_head(item):
@@ -43,32 +45,31 @@ def _forward(query, key, value, mask, tile):
         row = head // query.shape[1]
 
         def one_place(item):
-            q, seen, some = item
+            place, q = item
+            place = jnp.minimum(place, seen.shape[1] - 1)
 
-            def add(carry, item):
-                index, some = item
-
+            def add(carry, index):
                 def count(carry):
                     largest, total, out = carry
-                    k, v, m = key[index], value[index], seen[index]
+                    k, v, m = key[index], value[index], seen[row, place, index]
                     scores = _where(m, _scores(q, k), _MASKED)
                     new = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
                     weights = _where(m, jnp.exp(scores - new), 0)
                     shrink = jnp.exp(largest - new)
-                    out = out * shrink + (weights.astype(v.dtype) @ v).astype(jnp.float32)
+                    out = out * shrink + _product(weights.astype(v.dtype), v)
                     return new, total * shrink + jnp.sum(weights, axis=-1, keepdims=True), out
 
-                return jax.lax.cond(some, count, lambda carry: carry, carry), None
+                return jax.lax.cond(some[row, place, index], count, lambda carry: carry, carry), None
 
             count = q.shape[0]
             start = (jnp.full((count, 1), _MASKED), jnp.zeros((count, 1)), jnp.zeros((count, width)))
-            (largest, total, out), _ = jax.lax.scan(add, start, (jnp.arange(seen.shape[0]), some))
+            (largest, total, out), _ = jax.lax.scan(add, start, jnp.arange(seen.shape[2]))
             total = jnp.maximum(total, _LEAST)
             return (out / total).astype(value.dtype), largest + jnp.log(total)
 
-        return jax.lax.map(one_place, (rows, seen[row], some[row]))
+        return jax.lax.map(one_place, (jnp.arange(rows.shape[0]), rows))
 
-    rows = _by_place(query, seen.shape[-2]) * width**-0.5
+    rows = _by_place(query, queries) * width**-0.5
     out, sums = jax.lax.map(one_head, (jnp.arange(rows.shape[0]), rows, *_by_tile(key, value, tile=tile)))
     out = _by_query(out, query.shape)
     return out, (query, key, value, mask, out, sums)
@@ -76,7 +77,7 @@ def _forward(query, key, value, mask, tile):
 
 def _backward(tile, kept, slope):
     query, key, value, mask, out, sums = kept
-    seen, some = _tiles(query, mask, tile)
+    queries, seen, some = _tiles(query, mask, tile)
     scale = query.shape[-1] ** -0.5
 
     def one_head(item):
@@ -84,32 +85,34 @@ def _backward(tile, kept, slope):
         row = head // query.shape[1]
 
         def one_place(carry, item):
-            q, slope, mean, sums, seen, some = item
+            place, q, slope, mean, sums = item
+            place = jnp.minimum(place, seen.shape[1] - 1)
 
             def add(of_q, item):
-                index, some, *of_kv = item
+                index, *of_kv = item
 
                 def count(carry):
                     of_q, of_k, of_v = carry
-                    k, v = keys[index], values[index]
-                    weights = _where(seen[index], jnp.exp(_scores(q, k) - sums), 0)
+                    k, v, m = keys[index], values[index], seen[row, place, index]
+                    weights = _where(m, jnp.exp(_scores(q, k) - sums), 0)
                     of_scores = (weights * (_scores(slope, v) - mean)).astype(k.dtype)
                     # Of keys and values the transposed gradient: the product is 3 times as fast in this order.
-                    of_k = of_k + _transposed_product(q, of_scores)
-                    of_v = of_v + _transposed_product(slope, weights.astype(v.dtype))
-                    return of_q + (of_scores @ k).astype(jnp.float32), of_k, of_v
+                    of_k = of_k + _product(q.T, of_scores)
+                    of_v = of_v + _product(slope.T, weights.astype(v.dtype))
+                    return of_q + _product(of_scores, k), of_k, of_v
 
-                of_q, *of_kv = jax.lax.cond(some, count, lambda carry: carry, (of_q, *of_kv))
+                of_q, *of_kv = jax.lax.cond(some[row, place, index], count, lambda carry: carry, (of_q, *of_kv))
                 return of_q, of_kv
 
-            of_q, carry = jax.lax.scan(add, jnp.zeros(q.shape), (jnp.arange(seen.shape[0]), some, *carry))
+            of_q, carry = jax.lax.scan(add, jnp.zeros(q.shape), (jnp.arange(seen.shape[2]), *carry))
             return carry, of_q * scale
 
         nothing = jnp.zeros((keys.shape[0], keys.shape[2], keys.shape[1]))
-        of_kv, of_q = jax.lax.scan(one_place, [nothing, nothing], (rows, slopes, means, sums, seen[row], some[row]))
+        places = jnp.arange(rows.shape[0])
+        of_kv, of_q = jax.lax.scan(one_place, [nothing, nothing], (places, rows, slopes, means, sums))
         return of_q, *(each.swapaxes(1, 2) for each in of_kv)
 
-    rows, slopes, outs = (_by_place(each, seen.shape[-2]) for each in (query, slope, out))
+    rows, slopes, outs = (_by_place(each, queries) for each in (query, slope, out))
     means = jnp.sum(slopes.astype(jnp.float32) * outs, axis=-1, keepdims=True)
     heads = jnp.arange(rows.shape[0])
     of_query, *others = jax.lax.map(
@@ -122,21 +125,26 @@ def _backward(tile, kept, slope):
 attend_in_tiles.defvjp(_forward, _backward)
 
 
+def _product(rows, others):
+    return jnp.matmul(rows, others, preferred_element_type=jnp.float32)
+
+
 def _scores(rows, others):
-    return jnp.matmul(rows, others.T, preferred_element_type=jnp.float32)
-
-
-def _transposed_product(rows, others):
-    return jnp.matmul(rows.T, others, preferred_element_type=jnp.float32)
+    return _product(rows, others.T)
 
 
 def _tiles(query, mask, tile):
-    """The mask in tiles [B, places, tiles, queries, tile], and whether there is anything in each."""
+    """Queries of a tile; the mask in tiles [B, places, tiles, queries, tile]; whether there is anything in each.
+
+    A mask with one row for all queries has one place and one query.
+    """
     batch, length = query.shape[0], query.shape[3]
-    queries = next(n for n in range(min(tile, length), 0, -1) if length % n == 0)
-    mask = jnp.broadcast_to(mask, (batch, length, mask.shape[2]))
-    seen = mask.reshape(batch, length // queries, queries, -1, tile).swapaxes(2, 3)
-    return seen, seen.any(axis=(3, 4))
+    shared = mask.shape[1] == 1 and length > 1
+    most = _MOST_ROWS // query.shape[2] if shared else tile
+    queries = next(n for n in range(max(min(most, length), 1), 0, -1) if length % n == 0)
+    shape = (batch, 1, 1, -1, tile) if shared else (batch, length // queries, queries, -1, tile)
+    seen = mask.reshape(shape).swapaxes(2, 3)
+    return queries, seen, seen.any(axis=(3, 4))
 
 
 def _where(seen, rows, otherwise):

@@ -4,12 +4,16 @@ import gc
 import json
 import shutil
 import wave
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from omni_jax.cli import demo
-from omni_jax.cli.demo_play import Comparison, Player
+from omni_jax.cli import demo, demo_play
+from omni_jax.cli.demo_play import Comparison, Played, Player, exact_products
 from omni_jax.cli.demo_scenes import FILE
 from omni_jax.cli.main import main
 from omni_jax.sampling.compiled import compiled_programs
@@ -105,6 +109,66 @@ def test_another_offline_answer_is_a_failure(tiny_checkpoint, scenes, tmp_path, 
 
 def test_samples_that_differ_are_seen():
     assert not replace(Comparison(True, True, 0.0), largest=1e-3).same
+
+
+def test_a_large_model_may_differ_for_it_rounds(tiny_checkpoint, scenes, tmp_path, monkeypatch, capsys):
+    class Rounding:
+        """Streams other codes than offline."""
+
+        exact, about = False, "3000.0 M parameters, bfloat16"
+
+        def __init__(self, *_):
+            pass
+
+        def warm_up(self, scenes, report):
+            return [([1], [1])] * len(scenes)
+
+        def play(self, scene, on_text):
+            return Played(scene, "heart", token_ids=[1], codes=[2], speech_reason="stop", seconds={"answer": 1.0})
+
+        def compare(self, shown, offline):
+            return [Comparison(True, False, 0.1) for _ in shown]
+
+    monkeypatch.setattr(demo_play, "Player", Rounding)
+    options = "--checkpoint", str(tiny_checkpoint[1]), "--scenes", str(scenes), "--folder", str(tmp_path), "--json"
+    assert main(["--debug", "demo", *options]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["pass"] is True and not any(row["offline"]["same"] for row in result["rows"])
+    assert "other CODES" in captured.err and "bfloat16 rounds differently" in captured.err
+    monkeypatch.setattr(Rounding, "exact", True)
+    assert main(["demo", *options]) == 1
+
+
+@pytest.mark.parametrize("most, wanted", [(demo_play.LARGE, jnp.float32), (1000, None)])
+def test_a_model_that_is_not_large_computes_in_float32(tiny_checkpoint, monkeypatch, most, wanted):
+    asked = []
+
+    def load(folder, *, dtype, chunk):
+        asked.append(dtype)
+        return SimpleNamespace(dtype=jnp.dtype(dtype or jnp.bfloat16))  # as off a CPU
+
+    monkeypatch.setattr(demo_play, "LARGE", most)
+    monkeypatch.setattr(demo_play, "load_sampler", load)
+    monkeypatch.setattr(demo_play.Speech, "from_checkpoint", lambda *_: None)
+    player = Player(tiny_checkpoint[1], None, None)
+    assert asked == [wanted] and player.exact == (wanted is not None)
+
+
+def test_products_are_exact_in_all_threads_of_a_gpu(monkeypatch):
+    def asked() -> bool:
+        with ThreadPoolExecutor(1) as other:
+            program = other.submit(lambda: jax.jit(lambda x: x @ x).lower(jnp.ones((2, 2))).as_text())
+        return "precision = [HIGHEST, HIGHEST]" in program.result()
+
+    with exact_products():
+        assert not asked()  # a CPU is exact as it is
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with exact_products():
+        assert asked()
+    with exact_products(False):
+        assert not asked()
+    assert not asked()
 
 
 def error_of(capsys, *options):

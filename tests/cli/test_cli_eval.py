@@ -56,6 +56,10 @@ EARS = """
 def hear(waveform, rate):
     assert rate == 24000 and waveform.dtype == "float32"
     return "one two"
+
+
+def broken(waveform, rate):
+    raise RuntimeError("no weights")
 """
 SPEECH = ["--solver", "euler", "--steps", 2, "--max-codes", 30, "--recognizer", "suite_ears:hear"]
 
@@ -161,7 +165,9 @@ def test_spoken_answers_are_heard_and_kept(spoken):
 
 
 def test_what_has_no_scorer_is_not_measured(run, spoken, tmp_path):
-    status, result, told = run("--task", "reads", *SPEECH, "--to", spoken.to, "--compare", spoken.to)
+    earlier = (spoken.to / "reads.jsonl").read_text().replace('"checkpoint": "', '"checkpoint": "another')
+    (tmp_path / "reads.jsonl").write_text(earlier)
+    status, result, told = run("--task", "reads", *SPEECH, "--to", spoken.to, "--compare", tmp_path)
     wer, mos = result["rows"]
     assert status == 0 and wer["value"] == 0.25 and wer["difference"] == 0 and result["pass"] is True
     assert mos["value"] is None and mos["pass"] is None and "--mos-scorer" in mos["why"] and "--mos-scorer" in told
@@ -221,5 +227,38 @@ def test_bad_lines_show_before_anything_is_loaded(run, tmp_path, folder, monkeyp
 
 def test_other_settings_need_another_folder(run, spoken, tmp_path):
     assert "another steps" in run("--task", "reads", *SPEECH, "--steps", 3, "--to", spoken.to)[2]
-    deaf = ("--task", "reads", *SPEECH[:-2], "--to", tmp_path, "--compare", spoken.to)
-    assert "another recognizer ('suite_ears:hear', now None)" in run(*deaf)[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (SPEECH[:-2], "another recognizer ('suite_ears:hear', now None)."),
+        ([*SPEECH, "--steps", 3, "--solver", "rk4"], "another solver ('euler', now 'rk4'), steps (2, now 3)."),
+        ([*SPEECH, "--speech-temperature", 0.5], "another speech_temperature (0.9, now 0.5)."),
+        ([*SPEECH, "--max-codes", 20], "another max_codes (30, now 20)."),
+        ([*SPEECH, "--seed", 1], "another seed (0, now 1)."),
+        ([*SPEECH, "--dtype", "bfloat16"], "another dtype (None, now 'bfloat16')."),
+    ],
+)
+def test_only_the_checkpoint_may_differ_from_an_earlier_run(run, spoken, tmp_path, options, words):
+    status, _, told = run("--task", "reads", *options, "--to", tmp_path / "to", "--compare", spoken.to)
+    assert status == 2 and words in told and "Only the checkpoint may differ" in told
+    assert not (tmp_path / "to").exists()
+
+
+def test_another_suite_is_not_compared_with(run, folder, spoken, tmp_path):
+    other = tmp_path / "suite.py"
+    other.write_text(SUITE.replace("max_new_tokens=4", "max_new_tokens=5"))
+    _, _, told = run("--task", "talks", *SPEECH, "--to", tmp_path / "to", "--compare", spoken.to, suite=other)
+    assert "another decoding.max_new_tokens (4, now 5), suite ('" in told
+
+
+def test_a_broken_scorer_shows_before_anything_is_asked(run, spoken, tmp_path, monkeypatch):
+    monkeypatch.setattr(Answerer, "load", None)
+    options = [*SPEECH[:-1], "suite_ears:broken"]
+    status, _, told = run("--task", "talks", *options, "--to", tmp_path / "to")
+    assert status == 2 and "--recognizer: failed on a recording of 0.50 s: RuntimeError: no weights" in told
+    assert not (tmp_path / "to").exists()  # so that a mended one can begin there
+    before = (spoken.to / "talks.jsonl").read_bytes()
+    assert run("--task", "talks", *options, "--to", spoken.to, "--overwrite")[0] == 2
+    assert (spoken.to / "talks.jsonl").read_bytes() == before

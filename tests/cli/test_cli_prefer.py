@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 
 from input_pipeline.example_context import ExampleContext, speech_codes
+from input_pipeline.examples import Sample
 from input_pipeline.pack_rows import pack_row
 from input_pipeline.sources import JsonlSource
 from input_pipeline.tokenizer import Tokenizer
 from input_pipeline.training_batch import RowShape
 from omni_jax.cli import prefer
 from omni_jax.cli.main import main
-from omni_jax.cli.prefer_scorers import own_scorer, thinker_scorer
+from omni_jax.cli.prefer_answers import Drawer
+from omni_jax.cli.prefer_scorers import Heard, own_scorer, thinker_scorer
 from omni_jax.config_json import read_config, read_processor_config
 from omni_jax.errors import ConfigError
 from omni_jax.interop.restore import restore_params
+from omni_jax.sampling.options import SamplingOptions
+from omni_jax.sampling.speech_options import SpeechOptions
 from omni_jax.sampling.voices import load_speakers
 from omni_jax.training.dpo import DpoTask, PairLogProbs, dpo_loss
 from tests.input_pipeline.training_data import assistant, user, write_lines, write_media
@@ -57,7 +61,7 @@ def omni(tiny_checkpoint, tmp_path_factory):
     (folder / "prefer_ears.py").write_text(EARS)
     lines = [
         {"messages": [user("What?"), assistant(TEXT)]},
-        {"messages": [user("<audio>What?"), assistant(TEXT)], "audios": ["beep.wav"]},
+        {"messages": [user("<audio>What?"), assistant(TEXT)], "audios": ["beep.wav"], "voice": "Chelsie"},
         {"messages": [user("no answer yet")]},
         {"messages": [user("What?"), assistant("...")]},
         {"messages": [user("What? " * 200), assistant(TEXT)]},
@@ -152,12 +156,58 @@ def test_pairs_are_what_the_answers_say(made, tiny_checkpoint):
     for line in rows(made):
         about = line["preference"]
         drawn = {each["seed"]: each for each in by_name[about["from"]]["answers"]}
-        assert speech(line)["voice"] == "Ethan"
         chosen, rejected = (drawn[about[side]["seed"]] for side in ("chosen", "rejected"))
         assert (speech(line)["chosen"], speech(line)["rejected"]) == (chosen["codes"], rejected["codes"])
         assert chosen["guard"] is None and chosen["wer"] <= 0.5
         if rejected["guard"] is None:
             assert rejected["wer"] + rejected["pause"] >= chosen["wer"] + chosen["pause"] + 0.1
+
+
+def test_a_line_may_name_its_voice(made, context):
+    """The others have that of --voice. Answers are drawn with it, pairs carry it, and training hears it."""
+    drawn = {row["name"]: row["voice"] for row in rows(answers_file(made)) if "answers" in row}
+    wanted = {"prompts.jsonl:1": "Ethan", "prompts.jsonl:2": "Chelsie"}
+    assert wanted.items() <= drawn.items() and set(drawn.values()) == {"Ethan", "Chelsie"}
+    assert {speech(line)["voice"] for line in rows(made)} == {"Ethan", "Chelsie"}
+    for line in rows(made):
+        assert speech(line)["voice"] == drawn[line["preference"]["from"]]
+        sample = Sample({"messages": line["messages"]}, context, name="a pair")
+        example = sample.example(0, len(sample))
+        assert {answer.voice_token for answer in example.speech} == {context.voices[speech(line)["voice"]]}
+
+
+def test_the_draw_has_the_voice_of_its_prompt():
+    asked = []
+
+    def stream_codes(requests, replies, options):
+        asked.extend((option.voice, option.codes.seed) for option in options)
+        return [SimpleNamespace(row=row, codes=[*range(10)], finish_reason="stop") for row in range(len(requests))]
+
+    def synthesise(codes, options):
+        asked.extend((option.voice, option.codes.seed) for option in options)
+        return [np.zeros(480 * len(own), np.float32) for own in codes]
+
+    prompts = [
+        SimpleNamespace(index=i, voice=voice, text="a cat", language="en", request=None, reply=np.arange(4))
+        for i, voice in enumerate(("Ethan", "Chelsie"))
+    ]
+    speech = SimpleNamespace(stream_codes=stream_codes, synthesise=synthesise)
+    scorer = lambda waveforms, languages: [Heard("a cat") for _ in waveforms]  # noqa: E731
+    Drawer(speech, scorer, 3, 6, 0, SpeechOptions(), SamplingOptions(), 100).answers(prompts)
+    drawn, sounding = asked[:6], asked[6:]
+    assert [voice for voice, _ in drawn] == ["Ethan"] * 3 + ["Chelsie"] * 3
+    assert sounding == drawn  # the sound, too, in the same voice and with the same seed
+
+
+@pytest.mark.parametrize("voice", ["Nobody", 3])
+def test_a_voice_that_nobody_has_is_named_before_anything_is_drawn(omni, tmp_path, capsys, monkeypatch, voice):
+    monkeypatch.setattr(prefer, "_drawer", lambda *_: pytest.fail("drawn"))
+    said = [user("What?"), assistant(TEXT)]
+    write_lines(tmp_path / "lines.jsonl", [{"messages": said}, {"messages": said, "voice": voice}])
+    assert omni.run("--prompts", tmp_path / "lines.jsonl", "--to", tmp_path / "pairs.jsonl") == 2
+    error = capsys.readouterr().err
+    assert f"lines.jsonl:2: there is no voice {voice!r}. Voices of this checkpoint: " in error and "--voice" in error
+    assert [each.name for each in tmp_path.iterdir()] == ["lines.jsonl"]
 
 
 def test_conversations_stay_what_they_were(made, omni):
@@ -201,6 +251,13 @@ def test_other_options_do_not_mix_with_old_answers(again, made):
     status, _, err = again("--overwrite", "--seed", 7)
     assert status == 2
     assert "pairs.answers.jsonl was begun with another seed (0, now 7)" in err
+    old = made.with_name("old.jsonl")  # begun when a string of digits was one word
+    first, *others = rows(answers_file(made))
+    del first["settings"]["word_errors"]
+    write_lines(answers_file(old), [first, *others])
+    status, _, err = again(to=old)
+    assert status == 2 and not old.exists()
+    assert "old.answers.jsonl was begun with another word_errors (None, now 'each digit is a word')" in err
     answers_file(made.with_name("bad.jsonl")).write_text("{}\n")
     status, _, err = again(to=made.with_name("bad.jsonl"))
     assert status == 2 and "line 1 is damaged" in err

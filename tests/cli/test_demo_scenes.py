@@ -57,8 +57,14 @@ def test_every_file_has_its_credits(shipped):
         ("spoken-question", "The number is eight eight.", False),  # no more than the decisive words
         ("spoken-question", "The number is three.", False),
         ("spoken-question", "", False),
-        ("same-number", "No, they differ.", True),
-        ("same-number", "Yes, it is the same number.", False),
+        ("same-number", "Yes, it is the same number.", True),
+        ("same-number", "No, I see one and I hear two.", False),
+        ("film", "No, I see six and I hear one.", True),
+        ("film", "No, I see 6 and I hear 1.", True),
+        ("film", "No, I see five and I hear two.", False),  # which number decides, not only that they differ
+        ("film", "No, I see one and I hear six.", False),
+        ("film", "No, they differ.", False),
+        ("film", "Yes, it is the same number.", False),
         ("typed-question", "There are two red squares.", True),  # it was asked how many
         ("please-say", "It is warm in the summer so the rabbits sleep under the bridge", True),
         ("please-say", "It is warm in the summer, so the rabbits sleep.", False),
@@ -66,6 +72,14 @@ def test_every_file_has_its_credits(shipped):
 )
 def test_decisive_words(shipped, name, answer, right):
     assert shipped[name].is_right(answer) == right
+
+
+@pytest.mark.parametrize("always", ["Yes, it is the same number.", "No, I see nine and I hear zero.", "No."])
+def test_who_answers_always_the_same_is_not_always_right(shipped, always):
+    """Of the scenes that must be heard and seen together, one is "yes", and one is "no"."""
+    together = [scene for scene in shipped.values() if {"yes", "no"} <= set(scene.among)]
+    assert {scene.name for scene in together} == {"same-number", "film"}
+    assert sum(scene.is_right(always) for scene in together) <= 1
 
 
 def test_words():

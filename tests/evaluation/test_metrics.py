@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sacrebleu import corpus_bleu
 from sacrebleu.metrics import BLEU
 
 from omni_jax.errors import DataError
@@ -43,6 +44,14 @@ def test_bleu_from_sums_is_that_of_the_corpus(tokenize):
     whole = BLEU(tokenize=tokenize).corpus_score(texts, [references]).score
     assert 0 < whole < 100
     assert figure(bleu(tokenize), list(zip(texts, references))) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("text", ["he is here now", "he sat", "", "nothing alike"])
+def test_bleu_without_a_match_of_some_length_is_smoothed_as_that_of_the_corpus(text):
+    assert figure(bleu("13a"), [(text, "he is home now")]) == pytest.approx(
+        corpus_bleu([text], [["he is home now"]]).score
+    )
+    assert figure(bleu("13a"), [("he is here now", "he is home now")]) == pytest.approx(35.36, abs=0.01)
 
 
 def test_bleu_of_japanese():

@@ -22,7 +22,7 @@ def test_a_run_goes_on_after_half_a_line(tmp_path):
 
 def test_other_settings_are_named(tmp_path):
     ResultsFile(tmp_path / "a.jsonl", SETTINGS)
-    with pytest.raises(DataError, match=r"another decoding.*\n.*--overwrite"):
+    with pytest.raises(DataError, match=r"another decoding.top_k \(1, now 2\)\.\n.*--overwrite"):
         ResultsFile(tmp_path / "a.jsonl", SETTINGS | {"decoding": {"top_k": 2}})
 
 

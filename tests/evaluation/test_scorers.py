@@ -38,6 +38,21 @@ def test_unlike_answers_of_a_scorer(name, call, given):
         getattr(Scorers({name: lambda waveform, rate: given}), call)(SOUND, 24000)
 
 
+def test_a_trial_asks_each_that_is_wanted():
+    heard = []
+
+    def hear(waveform, rate):
+        heard.append((waveform.dtype, len(waveform) / rate, np.abs(waveform).max()))
+        return ""
+
+    scorers = Scorers({"recognizer": hear, "mos_scorer": lambda *_: 1 / 0})
+    scorers.try_out({"recognizer", "speaker_scorer"})  # the second was not given
+    ((kind, seconds, peak),) = heard
+    assert kind == np.float32 and seconds == 0.5 and 1e-3 < peak < 0.1
+    with pytest.raises(ConfigError, match=r"--mos-scorer: failed .* ZeroDivisionError.*\n.*leave the option out"):
+        scorers.try_out({"mos_scorer"})
+
+
 def test_words_with_times_and_failures():
     scorers = Scorers({"recognizer": lambda waveform, rate: [("a", 0, 1), ("b", 1, 2)], "mos_scorer": lambda *_: 1 / 0})
     assert scorers.hear(SOUND, 24000) == Heard("a b", (("a", 0.0, 1.0), ("b", 1.0, 2.0)))

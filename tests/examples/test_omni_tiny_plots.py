@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from examples.omni_tiny import chain, plots, train_all
-from examples.omni_tiny.runs import Told
+from examples.omni_tiny.runs import FIGURES, Told
 from omni_jax.errors import DataError
+from omni_jax.training.run_config import load_config
 
 PAGE = train_all.ROOT / "docs" / plots.PAGE
 SOURCES = ("text", "read_aloud", "image_text", "audio_text", "audio_text_jackson", "audio_text_theo", "video_audio")
@@ -94,7 +95,7 @@ def test_nothing_is_told_of_nothing(tmp_path):
 def row(name, value, **more):
     return {
         "name": name, "value": value, "interval": None if value is None else [0.01, 0.1],
-        "goal": 0.08, "rule": "at most", "floor": 0.012, "count": 1240, "pass": True, **more,
+        "goal": 0.08, "rule": "at most", "floor": 0.012, "count": 1240, "pass": True, "why": None, **more,
     }  # fmt: skip
 
 
@@ -104,15 +105,25 @@ def write_evaluation(folder, *rows):
     (folder / "evaluations" / "tiny.json").write_text("a note\n" + json.dumps(found) + "\n")
 
 
-def test_figures_stand_beside_their_floors_and_what_was_not_measured_is_left_out(tmp_path):
+def test_figures_stand_beside_their_floors_and_no_goal_vanishes(tmp_path):
     worse = {"rule": "worse than", "goal": 0.9, "difference": -0.3, "difference_interval": [-0.4, -0.2], "pass": False}
-    rows = row("hears", 0.05213), row("mos", None), row("shuffled", 0.6, **worse)
+    deaf = {"pass": None, "floor": None, "count": 0, "why": "needs --mos-scorer"}
+    alone = {"rule": "better than before", "goal": None, "pass": None, "why": "needs --compare with an earlier run"}
+    rows = (
+        row("hears", 0.05213, baseline=0.944),
+        row("mos", None, **deaf),
+        row("told beside it", None, **deaf | {"rule": None, "goal": None}),
+        row("shuffled", 0.6, **worse),
+        row("hard", 0.6, **alone),
+    )
     write_evaluation(tmp_path, *rows)
     text = plots.figures(plots.read_evaluations(tmp_path / "evaluations"))
     assert text.startswith("**tiny**: suite tiny, checkpoint abababababababab\n")
     assert cells(text.partition("\n\n")[2]) == [
-        ["hears", "0.0521", "0.01 – 0.1", "≤ 0.08", "0.012", "1,240", "yes"],
-        ["shuffled", "0.6", "0.01 – 0.1", "worse than 0.9; difference -0.3 (-0.4 – -0.2)", "0.012", "1,240", "no"],
+        ["hears", "0.0521", "0.01 – 0.1", "≤ 0.08", "0.012", "0.944", "1,240", "yes"],
+        ["mos", "not measured", "", "≤ 0.08", "", "", "0", "needs --mos-scorer"],
+        ["shuffled", "0.6", "0.01 – 0.1", "worse than 0.9; difference -0.3 (-0.4 – -0.2)", "0.012", "", "1,240", "no"],
+        ["hard", "0.6", "0.01 – 0.1", "better than before", "0.012", "", "1,240", alone["why"]],
     ]
 
 
@@ -132,11 +143,22 @@ def test_the_page_has_all_marks_and_keeps_its_text():
         plots.with_block("# Title\n", "stages", "")
 
 
-def test_every_stage_has_figures():
-    names = {step.config.stem for step in chain.steps() if step.config is not None}
-    from examples.omni_tiny.runs import FIGURES
+def test_every_stage_has_figures_and_every_figure_a_stage():
+    stages = {type(load_config(step.config).stage) for step in chain.steps() if step.config is not None}
+    assert set(FIGURES) == stages and all(FIGURES.values())
 
-    assert set(FIGURES) - {"talker"} <= names
+
+def test_a_stage_shows_its_own_figures(tmp_path):
+    rows = [{"step": step, "loss": 1.0, "accuracy": 0.5, "margin": 0.1, "mel": 2.0, "null": 3.0} for step in (1, 2)]
+    for name in ("language", "talker_first", "talker_dpo", "vocoder", "token2wav"):
+        write_run(tmp_path, name, rows)
+    assert {run.name: [curve.title for curve in run.curves] for run in Told(tmp_path).runs} == {
+        "language": ["nats a token", "tokens right"],
+        "talker_first": ["nats a code", "codes right"],
+        "talker_dpo": ["pairs in the right order", "margin of rewards"],
+        "vocoder": ["mel, mean error of its logarithm"],
+        "token2wav": ["squared error, told nothing"],
+    }
 
 
 def test_drawings_are_small_and_always_the_same(folder, tmp_path):

@@ -95,6 +95,63 @@ def test_tiles_that_the_mask_hides_are_not_counted_forward_or_backward():
     assert jnp.isfinite(unread[0][:, :128]).all()
 
 
+@pytest.mark.parametrize("form", ["whole", "tiles", "shared", "cache"])
+def test_what_may_see_nothing_gives_zeros(form):
+    length, keys = (4, 64) if form == "whole" else (1, 512) if form == "cache" else (1024, 512)
+    query, key, value, mask = random_inputs(2, length, 4, 2, keys, 8)
+    mask = (mask[:, :1] if form == "shared" else mask).at[0].set(False)
+    used = jnp.asarray([0, keys]) if form == "cache" else None
+    out = attend(query, key, value, mask, used)
+    np.testing.assert_array_equal(out[0], 0)
+    np.testing.assert_allclose(out[1:], plain(query[1:], key[1:], value[1:], mask[1:]), atol=2e-6)
+
+
+def test_a_mask_that_all_queries_share_stays_one_row():
+    query, key, value, mask = random_inputs(1, 2048, 2, 2, 2048, 8)
+    compiled = jax.jit(attend).lower(query, key, value, mask[:, :1]).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2048 * 2048  # not a byte for each pair
+    gradient = jax.jit(jax.grad(lambda q, k, v: jnp.sum(jnp.sin(attend(q, k, v, mask[:, :1]))), (0, 1, 2)))
+    whole = jax.grad(lambda q, k, v: jnp.sum(jnp.sin(attend(q, k, v, mask[:, [0] * 2048]))), (0, 1, 2))
+    for ours, expected in zip(gradient(query, key, value), whole(query, key, value)):
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def test_tiles_in_bfloat16_are_as_near_to_float32_as_the_whole_is():
+    query, key, value, mask = random_inputs(1, 512, 4, 2, 1024, 32)
+
+    def gradients(function, dtype):
+        inputs = [x.astype(dtype) for x in (query, key, value)]
+        found = jax.grad(lambda *each: jnp.sum(jnp.sin(function(*each).astype(jnp.float32))), (0, 1, 2))(*inputs)
+        return [np.asarray(x, np.float32) for x in (function(*inputs), *found)]
+
+    def whole(q, k, v):
+        grouped = q.reshape(1, 512, 2, 2, 32).transpose(0, 2, 3, 1, 4)
+        return attention._attend_at_once(grouped, k, v, mask).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+    exact = gradients(whole, jnp.float32)
+    tiled, plainly = gradients(lambda q, k, v: attend(q, k, v, mask), jnp.bfloat16), gradients(whole, jnp.bfloat16)
+    for ours, theirs, true in zip(tiled, plainly, exact):
+        assert np.linalg.norm(ours - true) < 1.2 * np.linalg.norm(theirs - true) + 1e-6
+
+
+def test_blocks_one_at_a_time_equal_all_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    query, key, value = (jnp.asarray(rng.normal(size=(1500, 2, 8)), jnp.float32) for _ in range(3))
+    slots = jnp.asarray(np.where(np.arange(1536) < 1500, np.arange(1536), 1500).reshape(3, 512))
+    home = jnp.arange(1500)
+
+    def gradients():
+        def loss(*each):
+            return jnp.sum(jnp.sin(attend_within_blocks(*each, slots=[slots], home=home)))
+
+        return jax.grad(loss, (0, 1, 2))(query, key, value)
+
+    expected = gradients()
+    monkeypatch.setattr(attention, "_SCORE_BUDGET", 512 * 512 * 2)
+    for ours, theirs in zip(gradients(), expected):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
 def test_pieces_equal_the_whole(monkeypatch):
     query, key, value, mask = random_inputs(1, 64, 4, 2, 32, 8)
     expected = attend(query, key, value, mask)

@@ -27,6 +27,8 @@ CLASSES = (
 )  # fmt: skip
 SPEAKERS = ("jackson", "nicolas", "theo", "yweweler")
 NEEDS_SOUND, NEEDS_PICTURE = ("heard", "sound", "same"), ("seen", "way", "same")
+# half of the digits that are heard in films are those that are seen: by the other sense one would guess half of them
+_TOLD_BY_THE_OTHER = ("seen", "heard")
 # 3 nearest neighbours on the pixels of the handwritten digits: what a picture tells without any learning
 NEIGHBOURS = 0.944
 WORDS = SamplingOptions(max_new_tokens=64)
@@ -49,21 +51,26 @@ def hears(name: str, goal: Goal | None, file: str | None = None, where: Where | 
     )
 
 
-def answers(name: str, goal: Goal | None = None, floor: float | None = None, **task) -> Task:
+def answers(name: str, goal: Goal | None = None, baseline: float | None = None, **task) -> Task:
     """Questions whose answer is right by its decisive words."""
     return Task(
         name=name,
         file=f"test_{task.pop('file', name)}.jsonl",
         messages=own_messages,
         options=WORDS,
-        measures=(_right(name, goal, floor=floor),),
+        measures=(_right(name, goal, baseline=baseline),),
         **task,
     )
 
 
 def ablated(name: str, kinds: tuple[str, ...], **task) -> Task:
     """Films without a sense: questions that need it fall to chance, each kind to its own."""
-    return answers(name, Goal("chance", "kind"), where=extract.key_is("kind", *kinds), **task)
+
+    def needed(line: Line) -> bool:
+        told = line["kind"] in _TOLD_BY_THE_OTHER and line.get("seen") == line.get("heard")
+        return line["kind"] in kinds and not told
+
+    return answers(name, Goal("chance", "kind"), where=needed, **task)
 
 
 def converses(name: str, goal: Goal | None = None) -> Task:
@@ -89,6 +96,7 @@ def _first_sound(line: Line) -> str | None:
     return next((item["audio"] for item in items if item.get("type") == "audio"), None)
 
 
+_WORSE = Goal("worse than", "watches_first")
 TASKS = (
     # 1. hears
     hears("hears_unseen_speakers", at_most(0.08)),
@@ -96,7 +104,7 @@ TASKS = (
     hears("hears_human_strings", at_most(0.04)),
     hears("hears_asterisk_digits", at_most(0.10)),
     # 2. sees
-    answers("sees_digit", at_least(0.97), floor=NEIGHBOURS),
+    answers("sees_digit", at_least(0.97), baseline=NEIGHBOURS),
     answers("sees_string", at_least(0.90)),
     answers("sees_shapes", at_least(0.95)),
     answers("sees_shapes_known_style"),
@@ -107,14 +115,12 @@ TASKS = (
     ablated("watches_no_sound", NEEDS_SOUND),
     ablated("watches_no_picture", NEEDS_PICTURE),
     answers("watches_first", at_least(0.85)),
-    answers(
-        "watches_first_shuffled", Goal("worse than", "watches_first"), file="watches_first", ablate="shuffled_time"
-    ),
-    # a film that begins with its picture tells by itself what came first: no goal
-    answers("watches_first_silenced", file="watches_first", ablate="no_audio"),
-    answers("watches_first_blinded", file="watches_first", ablate="no_vision"),
-    answers("watches_first_no_sound"),
-    answers("watches_first_no_picture"),
+    answers("watches_first_shuffled", _WORSE, file="watches_first", ablate="shuffled_time"),
+    # one sense alone is right in at most three of four: whatever comes very early or late tells what came first
+    answers("watches_first_silenced", _WORSE, file="watches_first", ablate="no_audio"),
+    answers("watches_first_blinded", _WORSE, file="watches_first", ablate="no_vision"),
+    answers("watches_first_no_sound", _WORSE),
+    answers("watches_first_no_picture", _WORSE),
     # 4. speaks
     Task(
         name="speaks",
