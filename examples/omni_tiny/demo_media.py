@@ -139,7 +139,9 @@ def _scene(rule: Rule, data: Path, known: Mapping[str, Medium], folder: Path) ->
             continue
         medium = known.get(item[kind])
         if medium is None:
-            raise DataError(f"{item[kind]} in test_{rule.set}.jsonl is of other data than make_data makes. Run it again.")
+            raise DataError(
+                f"{item[kind]} in test_{rule.set}.jsonl is of other data than make_data makes. Run it again."
+            )
         name = rule.name + Path(medium.path).suffix
         source = data / medium.path
         if not source.is_file():

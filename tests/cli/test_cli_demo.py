@@ -124,7 +124,7 @@ def test_a_large_model_may_differ_for_it_rounds(tiny_checkpoint, scenes, tmp_pat
             return [([1], [1])] * len(scenes)
 
         def play(self, scene, on_text):
-            return Played(scene, "heart", token_ids=[1], codes=[2], speech_reason="stop", seconds={"answer": 1.0})
+            return Played(scene, "heart", token_ids=[1], codes=[2], seconds={"prefill": 0.1, "answer": 1.0})
 
         def compare(self, shown, offline):
             return [Comparison(True, False, 0.1) for _ in shown]
@@ -155,6 +155,16 @@ def test_a_model_that_is_not_large_computes_in_float32(tiny_checkpoint, monkeypa
     assert asked == [wanted] and player.exact == (wanted is not None)
 
 
+@pytest.fixture
+def usual_products():
+    """As outside of tests, which run with exact ones."""
+    before = jax.config.jax_default_matmul_precision
+    jax.config.update("jax_default_matmul_precision", None)
+    yield
+    jax.config.update("jax_default_matmul_precision", before)
+
+
+@pytest.mark.usefixtures("usual_products")
 def test_products_are_exact_in_all_threads_of_a_gpu(monkeypatch):
     def asked() -> bool:
         with ThreadPoolExecutor(1) as other:
