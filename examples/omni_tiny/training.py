@@ -130,7 +130,7 @@ class Training:
             "text": self._texts(),
             "sft": _talks(self._chats()),
             "read_aloud": _talks(self._reading_chats()),
-            "hard_prompts": _talks(self._hard()),
+            "hard_prompts": self._hard(),
             "transcribed": ({"audio": clip.path, "text": clip.facts["text"]} for clip in self._heard()),
             "recordings": ({"audio": clip.path} for clips in self.talker.values() for clip in clips),
             "voiced": self._voiced(),
@@ -177,11 +177,14 @@ class Training:
         for (text, talk), clip in zip(self.readings, self.talker[voice], strict=False):
             yield [*talk[:-1], chats.assistant(text, voice, clip.path)]
 
-    def _hard(self) -> Iterator[list[Message]]:
+    def _hard(self) -> Iterator[Line]:
+        """Prompts, each for one of the four voices."""
+        names = tuple(TALKER)
         hard, usual = (texts(f, self.seed, "hard", test=False) for f in (hard_text, reading_text))
         for index in range(self.amounts.hard):
             rng = generator(self.seed, "hard prompts", index)
-            yield chats.reading(rng, next(usual if index % 4 == 3 else hard))
+            messages = chats.reading(rng, next(usual if index % 4 == 3 else hard))
+            yield {"messages": messages, "voice": names[index // 4 % len(names)]}
 
     def references(self, voice: str) -> list[Medium]:
         """Recordings that show a voice: the longest of the first hundred texts."""
