@@ -3,7 +3,8 @@
     omni-jax train --config examples/omni_tiny/configs/pretrain2.py        (in the folder of the data)
 
 As configs/pretrain2.py. Ours: sizes, rates, steps, and the mixture. Pictures are many, for they are cheap, and
-handwriting takes the most of them; human digits have files of their own, for they sound otherwise than all else.
+handwriting takes the most of them; human digits have files of their own, for they sound otherwise than all else. There
+is no system turn, which would be half of a question on a picture.
 """
 
 from input_pipeline.training_batch import RowShape
@@ -29,6 +30,7 @@ config = RunConfig(
         shape=RowShape(tokens=512, audio_blocks=8, patches=192),
         rows=4,
         workers=1,
+        system=None,
     ),
     optimizer=OptimizerConfig(learning_rate=8e-4, warmup_steps=100, total_steps=4000),
     dtype="float32",
