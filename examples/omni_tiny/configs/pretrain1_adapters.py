@@ -2,7 +2,7 @@
 
     omni-jax train --config examples/omni_tiny/configs/pretrain1_adapters.py        (in the folder of the data)
 
-As configs/pretrain1_adapters.py. Short: the audio encoder knows little yet, the vision encoder nothing.
+As configs/pretrain1_adapters.py. Short: what is frozen knows little of sound and pictures.
 Ours: sizes, rates, steps.
 """
 
@@ -13,7 +13,7 @@ from omni_jax.training.run_stages import ThinkerStage
 
 config = RunConfig(
     stage=ThinkerStage(),
-    checkpoint="ears",
+    checkpoint="senses",
     output="runs/pretrain1_adapters",
     data=DataConfig(
         sources=(SourceConfig("image_text.jsonl", weight=0.5), SourceConfig("audio_text.jsonl", weight=0.5)),

@@ -21,7 +21,7 @@ config = RunConfig(
         workers=1,
     ),
     freeze=("^thinker/",),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, total_steps=800),
+    optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=30, total_steps=300),
     dtype="float32",
     remat="none",
     save_every=200,
