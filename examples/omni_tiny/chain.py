@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from examples.omni_tiny.files import COMPLETE
 from examples.omni_tiny.leave_out import KINDS, lines_of, lines_without
 from examples.omni_tiny.voices import TALKER
 from omni_jax.training.run_config import load_config
@@ -58,8 +59,8 @@ def steps(*, scale: float = 1.0, data: tuple[str, ...] = ()) -> list[Step]:
     beginning = "--data", ".", "--tokenizer", "tokenizer"
     spoken, last = "runs/talker_icl/model", "runs/talker_speaker/model"
     chain = [
-        # make_data goes on where it was; what it writes last says that it has ended
-        Step("data", (), _own("make_data"), ("--to", ".", *data), "voices.json", "voices.json"),
+        # make_data goes on where it was
+        Step("data", (), _own("make_data"), ("--to", ".", *data), COMPLETE, COMPLETE),
         _made("tokenizer", ("data",), "tokenizer", "--data", ".", "--to", "tokenizer"),
         _made("start", ("tokenizer",), "start", *beginning, "--to", "start"),
         _made("captioner", ("tokenizer",), "start", *beginning, "--to", "captioner", "--captioner"),

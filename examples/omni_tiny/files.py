@@ -11,6 +11,7 @@ from typing import Any
 
 from omni_jax.errors import DataError
 
+COMPLETE = "complete.json"  # there once all groups of data have been made
 _MARK = ".partial-"
 
 

@@ -139,9 +139,7 @@ class HeldOut:
             yield from clips
         for each in (self.digits, self.human_everything, self.human_strings, self.asterisk_digits):
             yield from each
-        spoken = [
-            (line["reference"], _ANSWERS) for line in (*self._spoken_questions(), *self._repeats(), *self._same())
-        ]
+        spoken = [(line["reference"], _ANSWERS) for lines in self._conversations.values() for line in lines]
         yield from (_recording(*each) for each in dict.fromkeys((*self.readings, *self.hard_readings, *spoken)))
         for pictures in (self.single_digits, self.digit_strings, self.shapes, self.known_shapes):
             yield from pictures
@@ -167,13 +165,18 @@ class HeldOut:
         found |= self._films()
         found["speaks"] = [self._reads("speaks", *reading) for reading in self.readings]
         found["speaks_hard"] = [self._reads("speaks_hard", *reading) for reading in self.hard_readings]
-        found["converses_picture"] = self._spoken_questions()
-        found["converses_digit"] = self._repeats()
-        found["converses_same"] = self._same()
-        for name in ("converses_picture", "converses_digit", "converses_same"):
-            for line in found[name]:
-                line["recording"] = _recording(line["reference"], _ANSWERS).path
+        for name, lines in self._conversations.items():
+            found[name] = [line | {"recording": _recording(line["reference"], _ANSWERS).path} for line in lines]
         return {name: lines for name, lines in found.items() if lines}
+
+    @cached_property
+    def _conversations(self) -> dict[str, list[Line]]:
+        """Questions whose answers are spoken, but for the recordings of those."""
+        return {
+            "converses_picture": self._spoken_questions(),
+            "converses_digit": [self._asks("converses_digit", clip, "repeat") for clip in self.human_digits],
+            "converses_same": self._same(),
+        }
 
     def _films(self) -> dict[str, list[Line]]:
         """Questions on films, and the same ones with a track taken away."""
@@ -206,9 +209,6 @@ class HeldOut:
             items = (chats.shown(picture), chats.shown(clip))
             found.append(self._line("converses_picture", items, kind, picture.facts, speaker=clip.facts["speaker"]))
         return found
-
-    def _repeats(self) -> list[Line]:
-        return [self._asks("converses_digit", clip, "repeat") for clip in self.human_digits]
 
     def _same(self) -> list[Line]:
         found = []

@@ -19,7 +19,7 @@ from tyro.conf import arg
 
 from examples.omni_tiny import packages, voices
 from examples.omni_tiny.amounts import Amounts
-from examples.omni_tiny.files import folder_facts, remove_partial, whole, write_lines
+from examples.omni_tiny.files import COMPLETE, folder_facts, remove_partial, whole, write_lines
 from examples.omni_tiny.held_out import HeldOut
 from examples.omni_tiny.media import Medium
 from examples.omni_tiny.training import Training
@@ -80,6 +80,9 @@ def main(args: Args) -> None:
         _make_group(name, media, places, args)
     if "lines" in wanted:
         _write_lines(training, tests, args)
+    if not args.only:
+        with whole(args.to / COMPLETE) as partial:
+            partial.write_text(json.dumps({"seed": args.seed, "scale": args.scale}) + "\n", encoding="utf-8")
 
 
 def _prepared(groups: dict[str, list[Medium]], args: Args, tools: Path) -> Path | None:

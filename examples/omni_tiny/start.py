@@ -68,7 +68,7 @@ class Args:
     seed: int = 0
     """Of the parameters."""
     captioner: bool = False
-    """With a language model of two thin layers, behind which a vision encoder learns to see at a third of the cost."""
+    """With a language model of two thin layers, behind which a vision encoder learns at half of the cost."""
 
 
 def main(args: Args) -> None:

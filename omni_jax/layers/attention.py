@@ -11,16 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.kernels.target import current_target
-from omni_jax.layers.tiled_attention import TILE, attend_in_tiles
-
-_MASKED = -1e30  # finite, so that differences are never NaN
-_LEAST = 1e-30  # sum of weights: of nothing the average is zero
+from omni_jax.layers.tiled_attention import LEAST, MASKED, TILE, TILE_ROWS, attend_in_tiles
 
 # Most scores to hold at once (64 Mi float32 = 256 MiB).
 _SCORE_BUDGET = 1 << 26
-# On a CPU: the shape of a tile of scores that stays in cache, and scores too few to be worth a loop. Every cache length
-# is a multiple of the tile, so the order of summation, and the answer to the last bit, does not depend on that length.
-_TILE_ROWS, _TILE_KEYS = 1536, 256
+# On a CPU: keys of a tile of scores that stays in cache, and scores too few to be worth a loop. Every cache length is a
+# multiple of the tile, so the order of summation, and the answer to the last bit, does not depend on that length.
+_TILE_KEYS = 256
 _WORTH_TILING = 1 << 18
 
 
@@ -129,7 +126,7 @@ def _softmax_product(query, key, value, mask):
     key, value = (x.reshape(batch * kv_heads, -1, width) for x in (key, value))
     scores = jnp.einsum("bqh,bsh->bqs", rows, key, preferred_element_type=jnp.float32) * width**-0.5
     scores = scores.reshape(batch, kv_heads, groups, length, -1)
-    scores = jnp.where(mask[:, None, None], scores, _MASKED).reshape(batch * kv_heads, groups * length, -1)
+    scores = jnp.where(mask[:, None, None], scores, MASKED).reshape(batch * kv_heads, groups * length, -1)
     weights, total = _exponentials(scores)
     out = jnp.einsum("bqs,bsh->bqh", weights.astype(value.dtype), value) / total.astype(value.dtype)
     return out.reshape(query.shape)
@@ -143,7 +140,7 @@ def _attend_to_cache(query, key, value, mask, used, tile: int):
     """
     batch, kv_heads, groups, length, width = query.shape
     steps = length  # query steps of a tile: the most that divide the length and keep the tile's rows few
-    while steps > 1 and (length % steps or groups * steps > _TILE_ROWS):
+    while steps > 1 and (length % steps or groups * steps > TILE_ROWS):
         steps -= 1
     rows = query.reshape(batch * kv_heads, groups, length // steps, steps, width).swapaxes(1, 2)
     rows = rows.reshape(batch * kv_heads, length // steps, groups * steps, width) * width**-0.5
@@ -165,16 +162,16 @@ def _attend_to_cache(query, key, value, mask, used, tile: int):
                 k, v = (jax.lax.dynamic_slice(x, at, (1, 1, tile, width))[0, 0] for x in (key, value))
                 m = jax.lax.dynamic_slice_in_dim(seen, index * tile, tile, axis=1)
                 m = jnp.broadcast_to(m, (groups, steps, tile)).reshape(groups * steps, tile)
-                scores = jnp.where(m, jnp.matmul(q, k.T, preferred_element_type=jnp.float32), _MASKED)
+                scores = jnp.where(m, jnp.matmul(q, k.T, preferred_element_type=jnp.float32), MASKED)
                 new = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
                 weights, shrink = jnp.where(m, jnp.exp(scores - new), 0), jnp.exp(largest - new)
                 out = out * shrink + (weights.astype(v.dtype) @ v).astype(jnp.float32)
                 return new, total * shrink + jnp.sum(weights, axis=-1, keepdims=True), out
 
             count = groups * steps
-            start = (jnp.full((count, 1), _MASKED), jnp.zeros((count, 1)), jnp.zeros((count, width)))
+            start = (jnp.full((count, 1), MASKED), jnp.zeros((count, 1)), jnp.zeros((count, width)))
             _, total, out = jax.lax.fori_loop(0, tiles, add, start)
-            return (out / jnp.maximum(total, _LEAST)).astype(value.dtype)
+            return (out / jnp.maximum(total, LEAST)).astype(value.dtype)
 
         return jax.lax.map(one_tile, (jnp.arange(length // steps), rows))
 
@@ -186,5 +183,5 @@ def _attend_to_cache(query, key, value, mask, used, tile: int):
 def _exponentials(scores: Float[Array, "... S"]) -> tuple[Float[Array, "... S"], Float[Array, "... 1"]]:
     """Unnormalised softmax weights, the largest of each row being 1, and their sums. What is masked weighs nothing."""
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    weights = jnp.where(scores > _MASKED, weights, 0)
-    return weights, jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), _LEAST)
+    weights = jnp.where(scores > MASKED, weights, 0)
+    return weights, jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), LEAST)

@@ -12,9 +12,9 @@ from jaxtyping import Array, Bool, Float
 # Measured on 2 CPU cores at 512 keys in sequences of 64, gradient alone: 28 ms by tiles of 128 x 128, 29 by 64 x 64, 43
 # by 256 x 256, 64 when all 512 x 512 are counted.
 TILE = 128
-_MOST_ROWS = 1536
-_MASKED = -1e30
-_LEAST = 1e-30
+TILE_ROWS = 1536  # most rows of a tile of scores that stays in cache
+MASKED = -1e30  # finite, so that differences are never NaN
+LEAST = 1e-30  # sum of weights: of nothing the average is zero
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -52,7 +52,7 @@ def _forward(query, key, value, mask, tile):
                 def count(carry):
                     largest, total, out = carry
                     k, v, m = key[index], value[index], seen[row, place, index]
-                    scores = _where(m, _scores(q, k), _MASKED)
+                    scores = _where(m, _scores(q, k), MASKED)
                     new = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
                     weights = _where(m, jnp.exp(scores - new), 0)
                     shrink = jnp.exp(largest - new)
@@ -62,9 +62,9 @@ def _forward(query, key, value, mask, tile):
                 return jax.lax.cond(some[row, place, index], count, lambda carry: carry, carry), None
 
             count = q.shape[0]
-            start = (jnp.full((count, 1), _MASKED), jnp.zeros((count, 1)), jnp.zeros((count, width)))
+            start = (jnp.full((count, 1), MASKED), jnp.zeros((count, 1)), jnp.zeros((count, width)))
             (largest, total, out), _ = jax.lax.scan(add, start, jnp.arange(seen.shape[2]))
-            total = jnp.maximum(total, _LEAST)
+            total = jnp.maximum(total, LEAST)
             return (out / total).astype(value.dtype), largest + jnp.log(total)
 
         return jax.lax.map(one_place, (jnp.arange(rows.shape[0]), rows))
@@ -140,7 +140,7 @@ def _tiles(query, mask, tile):
     """
     batch, length = query.shape[0], query.shape[3]
     shared = mask.shape[1] == 1 and length > 1
-    most = _MOST_ROWS // query.shape[2] if shared else tile
+    most = TILE_ROWS // query.shape[2] if shared else tile
     queries = next(n for n in range(max(min(most, length), 1), 0, -1) if length % n == 0)
     shape = (batch, 1, 1, -1, tile) if shared else (batch, length // queries, queries, -1, tile)
     seen = mask.reshape(shape).swapaxes(2, 3)

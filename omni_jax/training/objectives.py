@@ -109,7 +109,8 @@ def score_tokens(
             right = jax.lax.stop_gradient((own >= largest).astype(jnp.float32))
             return None, (jnp.where(weights > 0, log_sum - own, 0), right)
 
-        size = -(-labels.shape[1] // -(-labels.shape[1] // chunk))  # even chunks
+        pieces = -(-labels.shape[1] // chunk)
+        size = -(-labels.shape[1] // pieces)  # even, so that little is padded
 
         def in_chunks(x):  # [B, T, ...] -> [chunks, B, size, ...], with positions at the end that do not count
             x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *((0, 0),) * (x.ndim - 2)))

@@ -26,6 +26,7 @@ from examples.omni_tiny import (
     work,
 )
 from examples.omni_tiny.amounts import Amounts
+from examples.omni_tiny.files import COMPLETE
 from examples.omni_tiny.held_out import HeldOut
 from examples.omni_tiny.media import HELD_OUT_DIGITS, film, human_string, without
 from examples.omni_tiny.packages import TEST_TAKES
@@ -430,6 +431,17 @@ def test_films_are_made_after_the_sounds_in_them(tmp_path, monkeypatch, held_out
     assert any(order) and order == sorted(order)
 
 
+def test_data_are_complete_when_all_groups_have_been_made(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(make_data, "_prepared", lambda *args: None)
+    monkeypatch.setattr(make_data, "_make_group", lambda name, *args: made.append(name))
+    monkeypatch.setattr(make_data, "_write_lines", lambda *args: made.append("lines"))
+    monkeypatch.setattr(packages, "handwriting", lambda tools: (HANDWRITING, LABELS))
+    monkeypatch.setattr(packages, "has_prompts", lambda: False)
+    make_data.main(make_data.Args(tmp_path, tools=tmp_path, amounts=FEW))
+    assert sorted(made) == sorted(make_data.Group.__args__) and (tmp_path / COMPLETE).exists()
+
+
 def test_the_command_makes_what_is_asked_for_and_tells_of_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(work, "_handwriting", HANDWRITING)
     monkeypatch.setattr(packages, "has_prompts", lambda: False)
@@ -443,6 +455,7 @@ def test_the_command_makes_what_is_asked_for_and_tells_of_it(tmp_path, monkeypat
     assert manifest["lines"]["lines"]["image_text.jsonl"] == len(JsonLines(args.to / "image_text.jsonl")) == 10
     make_data.main(args)
     assert json.loads((args.to / "manifest.json").read_text())["pictures"] == manifest["pictures"]
+    assert not (args.to / COMPLETE).exists(), "for some groups are missing"
     known = json.loads((args.to / "voices.json").read_text())
     assert list(known) == list(voices.TALKER)
     vectors = np.array([known[voice]["speaker"] for voice in known])

@@ -2,7 +2,7 @@
 
     omni-jax train --config examples/omni_tiny/configs/eyes.py        (in the folder of the data)
 
-Ours: that there is such a run. Behind the whole language model, a picture costs five times as much, and 55,000 of them
+Ours: that there is such a run. Behind the whole language model, a picture costs twice as much, and 55,000 of them
 taught it colours and no shape. The small one is thrown away; the encoder goes on in pretrain1.
 """
 
@@ -22,7 +22,7 @@ config = RunConfig(
         workers=1,
         system=None,
     ),
-    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200, total_steps=6000),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, total_steps=4500),
     dtype="float32",
     remat="none",
     save_every=500,
