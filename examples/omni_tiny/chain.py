@@ -56,14 +56,12 @@ def steps(*, scale: float = 1.0, data: tuple[str, ...] = ()) -> list[Step]:
     """
     sounds, codes = ("token2wav", "vocoder"), tuple(f"codes_{voice}" for voice in VOICES)
     taken = ("speaker_encoder=runs/token2wav/model", "dit=runs/token2wav/model", "bigvgan=runs/vocoder/model")
-    beginning = "--data", ".", "--tokenizer", "tokenizer"
     spoken, last = "runs/talker_icl/model", "runs/talker_speaker/model"
     chain = [
         # make_data goes on where it was
         Step("data", (), _own("make_data"), ("--to", ".", *data), COMPLETE, COMPLETE),
         _made("tokenizer", ("data",), "tokenizer", "--data", ".", "--to", "tokenizer"),
-        _made("start", ("tokenizer",), "start", *beginning, "--to", "start"),
-        _made("captioner", ("tokenizer",), "start", *beginning, "--to", "captioner", "--captioner"),
+        _made("start", ("tokenizer",), "start", "--data", ".", "--tokenizer", "tokenizer", "--to", "start"),
         _run("speech_tokenizer", ("start",), scale),
         _codes("voiced", "voiced"),
         *(_codes(voice, f"spoken_{voice}") for voice in VOICES),
@@ -71,7 +69,7 @@ def steps(*, scale: float = 1.0, data: tuple[str, ...] = ()) -> list[Step]:
         _run("vocoder", ("start",), scale),
         _run("language", ("start",), scale),
         _run("talker_first", ("language", *codes), scale),
-        _run("eyes", ("captioner",), scale),
+        _run("eyes", ("start",), scale),
         _made("senses", ("language", "speech_tokenizer", "eyes"), "join", "--base", "runs/language/model",
               "--take", "speech_tokenizer=runs/speech_tokenizer/model", "vision_encoder=runs/eyes/model",
               "--ears", "runs/speech_tokenizer/model", "--to", "senses"),

@@ -67,8 +67,6 @@ class Args:
     """The folder to write."""
     seed: int = 0
     """Of the parameters."""
-    captioner: bool = False
-    """With a language model of two thin layers, behind which a vision encoder learns at half of the cost."""
 
 
 def main(args: Args) -> None:
@@ -77,7 +75,7 @@ def main(args: Args) -> None:
     Raises:
         OmniError: a recording or a file of the tokenizer is missing; the folder cannot be written.
     """
-    config = captioner(preset("omni-tiny")) if args.captioner else preset("omni-tiny")
+    config = preset("omni-tiny")
     entries, dtype = table(config), np.dtype(np.float32)
     leaves = {leaf.path: leaf for leaf in random_leaves(config, [e.path for e in entries], seed=args.seed, dtype=dtype)}
     leaves |= {path: leaf_of(path, value) for path, value in random_tokenizer(args.seed).items()}
@@ -99,13 +97,6 @@ def main(args: Args) -> None:
         sizes[part] = sizes.get(part, 0) + leaf.nbytes / 4e6
     told = ", ".join(f"{part} {size:.1f}" for part, size in sizes.items())
     print(f"{sum(sizes.values()):.1f} M parameters ({told}), voices {', '.join(voices)}, in {args.to}")
-
-
-def captioner(config: OmniConfig) -> OmniConfig:
-    """The same vision encoder behind a small language model (as CapPa's decoder, arXiv:2306.07915)."""
-    thinker = config.thinker_config
-    text = replace(thinker.text_config, num_hidden_layers=2, intermediate_size=256)
-    return replace(config, thinker_config=replace(thinker, text_config=text))
 
 
 def random_tokenizer(seed: int) -> dict[str, np.ndarray]:

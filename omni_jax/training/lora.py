@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from omni_jax.errors import ConfigError
-from omni_jax.training.optimizer import is_matrix, matching
+from omni_jax.training.optimizer import cuts, is_matrix, matching
 
 LORA = "lora"  # the pseudo-component that holds the adapters: lora/PATH/lora_in, lora/PATH/lora_out
 
@@ -57,7 +57,7 @@ def lora_parts(
     chosen = dict.fromkeys(path for pattern in config.patterns for path in matching(pattern, matrices, "lora.patterns"))
     out_axes, out_shapes = {}, {}
     for path in chosen:
-        shape, (stack, split) = shapes[path].shape, _cuts(axes[path])
+        shape, (stack, split) = shapes[path].shape, cuts(axes[path])
         sides = {
             "lora_in": ((*axes[path][:split], None), (*shape[:split], config.rank)),
             "lora_out": (
@@ -82,7 +82,7 @@ def start_lora(key: jax.Array, shapes: Mapping[str, Any], axes: Mapping[str, tup
         if path.endswith("lora_out"):
             out[path] = jnp.zeros(leaf.shape, jnp.float32)
             continue
-        stack, split = _cuts(axes[path.rsplit("/", 1)[0]])
+        stack, split = cuts(axes[path.rsplit("/", 1)[0]])
         inputs = math.prod(leaf.shape[stack:split])
         out[path] = jax.random.normal(jax.random.fold_in(key, index), leaf.shape) / math.sqrt(inputs)
     return out
@@ -117,17 +117,8 @@ def adapted(
         axes: logical axes of the parameter.
         precision: of the product; "highest" where it matters more than its time, since TPUs round to bfloat16 without.
     """
-    stack, _ = _cuts(axes)
+    stack, _ = cuts(axes)
     left = inner.reshape(*inner.shape[:stack], -1, inner.shape[-1])
     right = outer.reshape(*outer.shape[: stack + 1], -1)
     change = scale * jnp.matmul(left, right, precision=precision).reshape(weight.shape)
     return weight.astype(jnp.float32) + change
-
-
-def _cuts(axes: tuple) -> tuple[int, int]:
-    """How many axes are stacked matrices, and where inputs end and outputs begin.
-
-    ("layers", "embed", "heads", "head_dim") -> 1, 2        ("layers", "heads", "head_dim", "embed") -> 1, 3
-    """
-    stack = 1 if axes and axes[0] == "layers" else 0
-    return stack, stack + 1 if axes[stack] == "embed" else len(axes) - 1

@@ -70,8 +70,8 @@ class PackedThinker:
                 )
         embeddings = words = self.embed(params, batch.token_ids)
         for tokens, source in (
-            (self._hear(params, batch.audio) if self.audio else None, batch.audio_source),
-            (self._see(params, batch.vision) if self.vision else None, batch.vision_source),
+            (self.hear(params, batch.audio) if self.audio else None, batch.audio_source),
+            (self.see(params, batch.vision) if self.vision else None, batch.vision_source),
         ):
             if tokens is not None:
                 absent = (source < 0)[..., None]
@@ -93,7 +93,7 @@ class PackedThinker:
     def _thinker(self) -> Thinker:
         return Thinker(self.config.thinker_config.text_config, dtype=self.dtype, remat=self.remat)
 
-    def _hear(self, params: Params, audio: AudioBlocks) -> Float[Array, "B A D"]:
+    def hear(self, params: Params, audio: AudioBlocks) -> Float[Array, "B A D"]:
         """Tokens of all blocks of each row, end to end."""
         encoder = AudioEncoder(self.config.thinker_config.audio_config, dtype=self.dtype, remat=self.remat)
         rows, blocks = audio.frames.shape
@@ -103,7 +103,7 @@ class PackedThinker:
         tokens, _ = encoder.apply({"params": params["audio_encoder"]}, mel, frames)
         return constrain(tokens.reshape(rows, -1, tokens.shape[-1]), "batch", None, None)
 
-    def _see(self, params: Params, vision: VisionPatches) -> Float[Array, "B Q D"]:
+    def see(self, params: Params, vision: VisionPatches) -> Float[Array, "B Q D"]:
         """Merged tokens of all patches of each row."""
         encoder = VisionEncoder(self.config.thinker_config.vision_config, dtype=self.dtype, remat=self.remat)
         bounds = VisionBounds(vision.coordinates, vision.window, vision.frame)

@@ -11,6 +11,7 @@ import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
+from jax.tree_util import DictKey
 from jaxtyping import Array, Float, Int, UInt32
 
 from omni_jax.config import OmniConfig
@@ -136,7 +137,7 @@ class Trainer:
         self.shapes = {path: jax.ShapeDtypeStruct(leaf.shape, self._kept(path)) for path, leaf in shapes.items()}
         self.shardings = flat(shardings(nested(axes), nested(shapes), mesh, rules))
         self.schedule = learning_rate(optimizer)
-        self.optimizer = make_optimizer(optimizer, rate_factors(rates, self.trained) if rates else None)
+        self.optimizer = make_optimizer(optimizer, axes, rate_factors(rates, self.trained) if rates else None)
         self.state_shapes = jax.eval_shape(self._start, self.shapes, jax.ShapeDtypeStruct((2,), jnp.uint32))
         self.state_shardings = self._place()
         whole = replicated(mesh)
@@ -284,14 +285,12 @@ class Trainer:
 
     def _place(self) -> TrainState:
         whole = replicated(self.mesh)
-        # the optimiser keeps copies of the parameters' form: they live where the parameters do
-        moments = optax.tree_map_params(
-            self.optimizer,
-            lambda _, place: place,
-            self.state_shapes.optimizer_state,
-            {path: self.shardings[path] for path in self.trained},
-            transform_non_params=lambda _: whole,
-        )
+
+        def place(path: tuple, _: Any) -> Any:
+            # what the optimiser keeps of a parameter has its form, and lives where it does
+            return self.shardings[path[-1].key] if path and isinstance(path[-1], DictKey) else whole
+
+        moments = jax.tree_util.tree_map_with_path(place, self.state_shapes.optimizer_state)
         return TrainState(whole, {path: self.shardings[path] for path in self.shapes}, moments, *(whole,) * 4)
 
     def _merge(self, params: dict[str, Array], dtype: Any) -> dict[str, Array]:

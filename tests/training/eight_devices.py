@@ -7,6 +7,7 @@ parameters are.
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 from tests.processes import on_devices
 
@@ -54,7 +55,7 @@ def main(kind: str) -> None:
             logits = apply(thinker, placed.token_ids, positions, placed.segment_ids)
         return np.asarray(logits) * (batch.segment_ids > 0)[..., None]
 
-    def run(mesh, **options):
+    def run(mesh, optimizer=optimizer, **options):
         trainer = Trainer(config, task, optimizer, mesh, **options)
         state, placed, losses = trainer.start(params), trainer.put(batch), []
         moments = [leaf for leaf in jax.tree.leaves(state.optimizer_state) if leaf.ndim > 1]
@@ -82,6 +83,8 @@ def main(kind: str) -> None:
         compare(one, sizes)
     adapted = {"lora": LoraConfig(rank=2), "accumulate": 2}
     compare(run(alone, **adapted), {"data": 2, "fsdp": 2, "tensor": 2}, **adapted)
+    muon = {"optimizer": replace(optimizer, kind="muon")}
+    compare(run(alone, **muon), {"fsdp": 4, "tensor": 2}, **muon)
     trainer = Trainer(config, task, optimizer, make_mesh(data=8))
     try:
         trainer.put(jax.tree.map(lambda x: x[:3], batch))

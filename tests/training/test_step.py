@@ -12,7 +12,7 @@ from omni_jax.errors import ConfigError
 from omni_jax.models.logical_axes import logical_axes
 from omni_jax.presets import preset
 from omni_jax.training.objectives import next_token_loss
-from omni_jax.training.optimizer import OptimizerConfig, learning_rate
+from omni_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from omni_jax.training.step import compute_copy
 
 
@@ -66,6 +66,36 @@ def test_the_learning_rate_warms_up_and_falls_to_its_fraction():
 def test_an_impossible_schedule_is_refused():
     with pytest.raises(ConfigError, match="warmup_steps = 20"):
         OptimizerConfig(warmup_steps=20, total_steps=20)
+
+
+def test_muon_moves_each_layers_matrix_by_an_orthogonal_step_and_the_rest_by_adam():
+    axes = {
+        "thinker/layers/attention/query/kernel": ("layers", "embed", "heads", "head_dim"),
+        "thinker/layers/attention/out/kernel": ("layers", "heads", "head_dim", "embed"),
+        "thinker/lm_head/kernel": ("embed", "vocab"),
+        "thinker/embed/embedding": ("vocab", "embed"),
+        "thinker/layers/mlp/up/bias": ("layers", "mlp"),
+    }
+    shapes = (3, 16, 4, 8), (3, 4, 8, 16), (16, 40), (40, 16), (3, 24)
+    rng = np.random.default_rng(0)
+    draw = lambda size: jnp.asarray(rng.normal(size=size) * rng.uniform(0.1, 10, size[-1:]), jnp.float32)  # noqa: E731
+    params, gradients = ({path: draw(size) for path, size in zip(axes, shapes)} for _ in range(2))
+    steps = {}
+    for kind in ("muon", "adamw"):
+        config = OptimizerConfig(kind=kind, learning_rate=0.1, warmup_steps=0, weight_decay=0.0, clip=1e9)
+        optimizer = make_optimizer(config, axes)
+        steps[kind], _ = optimizer.update(gradients, optimizer.init(params), params)
+    for path in axes:
+        muon, adam = (np.asarray(steps[kind][path]) for kind in ("muon", "adamw"))
+        if "attention" not in path:
+            np.testing.assert_array_equal(np.sign(muon), np.sign(adam))
+            continue
+        np.testing.assert_allclose(np.sqrt(np.mean(muon**2)), 0.2 * 0.1, rtol=0.3)  # as long as AdamW's usually are
+        gradient = np.asarray(gradients[path]).reshape((3, 16, 32) if "query" in path else (3, 32, 16))
+        for step, own in zip(muon.reshape(gradient.shape), gradient, strict=True):
+            sizes, before = (np.linalg.svd(x, compute_uv=False) for x in (step, own))
+            assert sizes.max() / sizes.min() < 2 < 8 < before.max() / before.min()
+            assert np.sum(step * own) < 0, "it goes downhill"
 
 
 def test_norms_and_biases_are_computed_with_as_they_are_kept():

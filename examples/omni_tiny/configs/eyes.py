@@ -1,19 +1,18 @@
-"""Eyes: a vision encoder from nothing, by telling what pictures show: in the place of Qwen2.5-VL's, which is given.
+"""Eyes: a vision encoder from nothing, by the words of captions: in the place of Qwen2.5-VL's, which is given.
 
     omni-jax train --config examples/omni_tiny/configs/eyes.py        (in the folder of the data)
 
-Ours: that there is such a run. Behind the whole language model, a picture costs twice as much, and 55,000 of them
-taught it colours and no shape. The small one is thrown away; the encoder goes on in pretrain1.
+Ours: that there is such a run, see examples/omni_tiny/eyes.py. What it learns of the Thinker is thrown away.
 """
 
+from examples.omni_tiny.eyes import EyesStage
 from input_pipeline.training_batch import RowShape
 from omni_jax.training.optimizer import OptimizerConfig
 from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
-from omni_jax.training.run_stages import ThinkerStage
 
 config = RunConfig(
-    stage=ThinkerStage(),
-    checkpoint="captioner",
+    stage=EyesStage(),
+    checkpoint="start",
     output="runs/eyes",
     data=DataConfig(
         sources=(SourceConfig("image_text.jsonl"),),
@@ -22,7 +21,8 @@ config = RunConfig(
         workers=1,
         system=None,
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, total_steps=4500),
+    freeze=("^thinker/(layers|final_norm)/",),
+    optimizer=OptimizerConfig(kind="muon", learning_rate=4e-3, warmup_steps=50, total_steps=2000),
     dtype="float32",
     remat="none",
     save_every=500,

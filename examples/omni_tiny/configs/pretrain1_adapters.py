@@ -17,9 +17,10 @@ config = RunConfig(
     output="runs/pretrain1_adapters",
     data=DataConfig(
         sources=(SourceConfig("image_text.jsonl", weight=0.5), SourceConfig("audio_text.jsonl", weight=0.5)),
-        shape=RowShape(tokens=512, audio_blocks=8, patches=128),
+        shape=RowShape(tokens=512, audio_blocks=8, patches=192),
         rows=4,
         workers=1,
+        system=None,
     ),
     # left to train: the vision merger, the audio encoder's last norm and projection
     freeze=(
@@ -27,7 +28,7 @@ config = RunConfig(
         "^audio_encoder/(conv1|conv2|layers)",
         "^vision_encoder/(patch_embed|layers)",
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, total_steps=250, weight_decay=0.0),
+    optimizer=OptimizerConfig(kind="muon", learning_rate=2e-3, warmup_steps=20, total_steps=150, weight_decay=0.0),
     dtype="float32",
     remat="none",
     save_every=100,

@@ -20,9 +20,9 @@ config = RunConfig(
     data=DataConfig(
         sources=(
             SourceConfig("text.jsonl", weight=0.02),
-            SourceConfig("read_aloud.jsonl", weight=0.03),
-            SourceConfig("image_text.jsonl", weight=0.34),
-            SourceConfig("audio_text.jsonl", weight=0.39),
+            SourceConfig("read_aloud.jsonl", weight=0.05),
+            SourceConfig("image_text.jsonl", weight=0.29),
+            SourceConfig("audio_text.jsonl", weight=0.42),
             *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.025) for name in HUMANS),
             SourceConfig("video_audio.jsonl", weight=0.12),
         ),
@@ -31,7 +31,8 @@ config = RunConfig(
         workers=1,
         system=None,
     ),
-    optimizer=OptimizerConfig(learning_rate=8e-4, warmup_steps=100, total_steps=2500),
+    rates={"^thinker/(embed|lm_head)/": 0.5},
+    optimizer=OptimizerConfig(kind="muon", learning_rate=2e-3, warmup_steps=50, total_steps=2000),
     dtype="float32",
     remat="none",
     save_every=200,

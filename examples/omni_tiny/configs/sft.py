@@ -30,7 +30,7 @@ config = RunConfig(
         workers=1,
     ),
     rates={"^(audio_encoder|vision_encoder)/": 0.5},
-    optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=50, total_steps=1300),
+    optimizer=OptimizerConfig(kind="muon", learning_rate=1.5e-3, warmup_steps=30, total_steps=1200),
     dtype="float32",
     remat="none",
     save_every=200,

@@ -25,7 +25,7 @@ config = RunConfig(
         workers=1,
     ),
     freeze=("^thinker/", "^audio_encoder/", "^vision_encoder/"),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200, total_steps=2400),
+    optimizer=OptimizerConfig(kind="muon", learning_rate=3e-3, warmup_steps=50, total_steps=1400),
     dtype="float32",
     remat="none",
     save_every=200,

@@ -1,0 +1,49 @@
+"""Eyes learn from pictures: what is told of one hangs on its own tokens, and on no other picture's."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from examples.omni_tiny.eyes import EyesStage, EyesTask, mean_of_pictures
+from input_pipeline.training_batch import RowShape
+from omni_jax.presets import preset
+from omni_jax.training.run_config import load_config
+from tests.training.random_batches import random_batch, random_params
+
+CONFIG = preset("tiny")
+SHAPE = RowShape(tokens=48, patches=64)
+TASK = EyesTask(CONFIG, audio=False)
+PARAMS = random_params(CONFIG, TASK.components)
+
+
+def test_the_configuration_is_of_this_task(tmp_path):
+    config = load_config("examples/omni_tiny/configs/eyes.py")
+    assert isinstance(config.stage.task(config, CONFIG, ("image_text",)), EyesTask)
+    assert isinstance(config.stage, EyesStage)
+
+
+def test_each_word_has_the_mean_of_its_own_conversations_pictures():
+    batch = jax.tree.map(jnp.asarray, random_batch(CONFIG, 2, SHAPE))
+    seen = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 64)), jnp.float32)
+    found = np.asarray(mean_of_pictures(seen, batch))
+    second = np.asarray(batch.segment_ids == 2)  # the segment that holds a picture, of four tokens
+    for row in range(2):
+        expected = np.broadcast_to(np.asarray(seen[row, :4]).mean(axis=0), found[row][second[row]].shape)
+        np.testing.assert_allclose(found[row][second[row]], expected, rtol=1e-5, atol=1e-6)
+    assert not found[~second].any()
+
+
+def test_the_loss_reaches_the_encoder_through_conversations_with_pictures_only():
+    batch = jax.tree.map(jnp.asarray, random_batch(CONFIG, 2, SHAPE))
+
+    def loss(params, weights):
+        return TASK.loss(params, dataclasses.replace(batch, weights=weights)).total.loss
+
+    gradient = jax.jit(jax.grad(loss))
+    with_picture, without = (gradient(PARAMS, batch.weights * (batch.segment_ids == n)) for n in (2, 1))
+    norm = lambda tree: float(sum(jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(tree)))  # noqa: E731
+    assert norm(with_picture["vision_encoder"]) > 0
+    assert norm(without["vision_encoder"]) == 0 < norm(without["thinker"]["lm_head"])
+    assert norm(with_picture["thinker"]["layers"]) == 0, "they are left out"
