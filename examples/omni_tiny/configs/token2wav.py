@@ -14,7 +14,7 @@ config = RunConfig(
     checkpoint="start",
     output="runs/token2wav",
     data=DataConfig(sources=(SourceConfig("coded_voiced.jsonl"),), clip_seconds=3, rows=12, workers=1),
-    optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=100, total_steps=1600, weight_decay=0.01),
+    optimizer=OptimizerConfig(kind="muon", learning_rate=2e-3, warmup_steps=50, total_steps=2400, weight_decay=0.01),
     dtype="float32",
     remat="none",
     save_every=200,
