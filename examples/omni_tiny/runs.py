@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from examples.omni_tiny.chain import Step, left_out, steps
+from examples.omni_tiny.eyes import EyesStage
 from examples.omni_tiny.packages import FSDD_SPEAKERS
 from examples.omni_tiny.train_all import RECORDS
 from omni_jax.training.metrics import read_rows
@@ -39,6 +40,7 @@ FIGURES: Mapping[type, Mapping[str, str]] = {
     },
     Token2WavStage: {"conditional": "squared error, told the codes", "null": "squared error, told nothing"},
     VocoderStage: {"mel": "mel, mean error of its logarithm", "features": "difference of the judges' features"},
+    EyesStage: {"loss": "nats a token", "accuracy": "tokens right"},
     ThinkerStage: {"loss": "nats a token", "accuracy": "tokens right"},
     TalkerStage: {"loss": "nats a code", "accuracy": "codes right"},
     DpoStage: {"accuracy": "pairs in the right order", "margin": "margin of rewards", "sft": "nats a code"},

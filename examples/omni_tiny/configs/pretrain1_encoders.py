@@ -22,7 +22,7 @@ config = RunConfig(
         system=None,
     ),
     freeze=("^thinker/",),
-    optimizer=OptimizerConfig(kind="muon", learning_rate=2e-3, warmup_steps=20, total_steps=200),
+    optimizer=OptimizerConfig(kind="muon", learning_rate=2e-3, warmup_steps=20, total_steps=120),
     dtype="float32",
     remat="none",
     save_every=200,
