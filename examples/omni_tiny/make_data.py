@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -64,6 +64,9 @@ def main(args: Args) -> None:
     tools = args.tools or args.to / "packages"
     args.to.mkdir(parents=True, exist_ok=True)
     remove_partial(args.to)
+    complete = args.to / COMPLETE
+    if complete.exists() and json.loads(complete.read_text()) != _settings(args):
+        complete.unlink()  # what it tells of will not be all there is
     wanted = [name for name in Group.__args__ if not args.only or name in args.only]
     _, labels = packages.handwriting(tools)
     training = Training(args.seed, args.amounts.scaled(args.scale), labels)
@@ -80,9 +83,9 @@ def main(args: Args) -> None:
         _make_group(name, media, places, args)
     if "lines" in wanted:
         _write_lines(training, tests, args)
-    if not args.only:
-        with whole(args.to / COMPLETE) as partial:
-            partial.write_text(json.dumps({"seed": args.seed, "scale": args.scale}) + "\n", encoding="utf-8")
+    if wanted == list(Group.__args__):
+        with whole(complete) as partial:
+            partial.write_text(json.dumps(_settings(args)) + "\n", encoding="utf-8")
 
 
 def _prepared(groups: dict[str, list[Medium]], args: Args, tools: Path) -> Path | None:
@@ -147,15 +150,19 @@ def _write_voices(training: Training, args: Args) -> list[str]:
     return [*names, "voices.json"]
 
 
+def _settings(args: Args) -> dict[str, Any]:
+    """What decides which data there are."""
+    return {"seed": args.seed, "scale": args.scale, "amounts": vars(args.amounts)}
+
+
 def _note(args: Args, group: str, facts: dict) -> None:
     """Adds a group to manifest.json."""
     path = args.to / "manifest.json"
     content = json.loads(path.read_text()) if path.exists() else {}
-    settings = {"seed": args.seed, "scale": args.scale, "amounts": vars(args.amounts)}
     before = content.get(group, {})
     if facts.get("made") == {} and before.get("sha256") == facts["sha256"]:
         facts = before  # all was there: the first run has told what it took
-    content[group] = facts | settings
+    content[group] = facts | _settings(args)
     with whole(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     made = facts.get("made", {}).items()

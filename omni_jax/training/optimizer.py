@@ -15,15 +15,19 @@ from omni_jax.errors import ConfigError
 class OptimizerConfig:
     """Settings of the optimiser.
 
-    kind: "adamw", or "muon" (Jordan 2024), which makes the steps of matrices orthogonal: a model that begins with
-        random parameters learns from far fewer examples. Embeddings, heads over a vocabulary, biases and norms go by
-        Adam there, too. Its steps are as long as AdamW's at an equal rate (Liu et al. 2025, arXiv:2502.16982).
+    rule: "adamw", or "muon" (Jordan 2024), which makes the steps of kernels orthogonal: parts that begin with random
+        parameters learn from far fewer examples. Heads over a vocabulary, embeddings, biases and norms go by AdamW
+        there, too. Its steps are as long as AdamW's at an equal rate (Liu et al. 2025, arXiv:2502.16982). For models
+        that fit a device: each device makes all layers of a kernel whole.
     learning_rate: the highest, reached after `warmup_steps`; it falls along a cosine to `final_fraction` of it.
     momentum: Muon's. beta1, beta2, epsilon: Adam's.
     clip: largest global norm of the gradients.
+
+    Raises:
+        ConfigError: a setting outside of its range.
     """
 
-    kind: Literal["adamw", "muon"] = "adamw"
+    rule: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-5
     warmup_steps: int = 100
     total_steps: int = 1000
@@ -36,12 +40,22 @@ class OptimizerConfig:
     clip: float = 1.0
 
     def __post_init__(self):
+        if self.rule not in ("adamw", "muon"):
+            raise ConfigError(f"optimizer.rule = {self.rule!r} is unknown. Take adamw or muon.")
         if not 0 <= self.warmup_steps < self.total_steps:
             raise ConfigError(
                 f"warmup_steps = {self.warmup_steps} must be at least 0 and below total_steps = {self.total_steps}."
             )
-        if self.learning_rate <= 0 or self.clip <= 0:
+        # written so that NaN fails, too
+        if not (self.learning_rate > 0 and self.clip > 0):
             raise ConfigError(f"learning_rate = {self.learning_rate} and clip = {self.clip} must be above 0.")
+        for name in ("momentum", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)} must be at least 0 and below 1.")
+        if not (self.epsilon > 0 and self.weight_decay >= 0):
+            raise ConfigError(
+                f"epsilon = {self.epsilon} must be above 0, and weight_decay = {self.weight_decay} not below it."
+            )
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
@@ -60,31 +74,22 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW or Muon; biases, norms and other vectors are not decayed.
 
-    It works on flat dicts, path -> array. `axes` are the logical axes of the parameters, which tell Muon inputs from
+    It works on flat dicts, path -> array. `axes` are the logical axes of what is trained, which tell Muon inputs from
     outputs. `factors` scale the learning rate (and the decay) of some paths.
+
+    Raises:
+        ConfigError: Muon, and nothing that it could move.
     """
-    rate = learning_rate(config)
-    if config.kind == "muon":
-        moved = _moved_by_muon(axes)
-        rule = muon(
-            rate,
-            beta=config.momentum,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            adam_b1=config.beta1,
-            adam_b2=config.beta2,
-            muon_weight_dimension_numbers=lambda params: {path: moved.get(path) for path in params},
-            consistent_rms=0.2,
-        )
-    else:
-        rule = optax.adamw(
-            rate,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=lambda params: {path: is_matrix(path) for path in params},
-        )
+    rule = optax.adamw(
+        learning_rate(config),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=lambda params: {path: is_matrix(path) for path in params},
+    )
+    if config.rule == "muon":
+        rule = _with_muon(rule, config, axes)
     transforms = [optax.clip_by_global_norm(config.clip), rule]
     if factors:
         transforms.append(
@@ -93,14 +98,30 @@ def make_optimizer(
     return optax.chain(*transforms)
 
 
-def _moved_by_muon(axes: Mapping[str, tuple]) -> dict[str, MuonDimensionNumbers]:
-    """Which axes of a parameter are inputs, and which outputs. Layers, stacked, are matrices of their own."""
-    found = {}
+def _with_muon(
+    adamw: optax.GradientTransformation, config: OptimizerConfig, axes: Mapping[str, tuple]
+) -> optax.GradientTransformation:
+    """Muon for kernels, but for heads over a vocabulary; `adamw` for what is left."""
+    moved = {}
     for path, names in axes.items():
         if path.endswith("/kernel") and "vocab" not in names:
-            stack, split = cuts(names)
-            found[path] = MuonDimensionNumbers(tuple(range(stack, split)), tuple(range(split, len(names))))
-    return found
+            stack, split = cuts(names)  # layers, stacked, are matrices of their own
+            moved[path] = MuonDimensionNumbers(tuple(range(stack, split)), tuple(range(split, len(names))))
+    if not moved:
+        raise ConfigError(
+            'optimizer.rule = "muon" moves kernels, of which none is trained (adapters are none). Take adamw.'
+        )
+    kernels = muon(
+        learning_rate(config),
+        beta=config.momentum,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        # partition hides the other paths
+        muon_weight_dimension_numbers=lambda params: {path: moved.get(path, optax.MaskedNode()) for path in params},
+        consistent_rms=0.2,
+    )
+    groups = {"muon": kernels, "adamw": adamw}
+    return optax.partition(groups, lambda params: {path: "muon" if path in moved else "adamw" for path in params})
 
 
 def is_matrix(path: str) -> bool:

@@ -40,6 +40,11 @@ MAY_CHANGE = (
     "stage.other_reference",
 )
 
+# Settings that old runs could not have, and what those did.
+_SINCE = {"optimizer.rule": "adamw", "optimizer.momentum": 0.95}
+# What a checkpoint holds has another form.
+_NEVER = ("optimizer.rule",)
+
 _Mesh = Annotated[
     dict[str, int],
     tyro.constructors.PrimitiveConstructorSpec(
@@ -214,6 +219,7 @@ def to_json(config: Any) -> Any:
     """As plain JSON values; a dataclass that stands where others could is told by "kind"."""
     if dataclasses.is_dataclass(config):
         values = {each.name: to_json(getattr(config, each.name)) for each in dataclasses.fields(config)}
+        assert "kind" not in values, f"a field of {type(config).__name__} would hide its own name"
         return {"kind": type(config).__name__, **values} if not isinstance(config, RunConfig) else values
     if isinstance(config, Mapping):
         return {str(name): to_json(value) for name, value in config.items()}
@@ -254,7 +260,16 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Co
     def covered(key: str) -> bool:
         return any(key == name or key.startswith(f"{name}.") for name in (*MAY_CHANGE, *allowed))
 
-    wrong = {key: values for key, values in changed(before, now).items() if not covered(key)}
+    since = {key: value for key, value in _SINCE.items() if key in flat(now)}
+    differences = changed(since | flat(before), now)
+    for key in _NEVER:
+        if key in differences:
+            was, given = map(_short, differences[key])
+            raise ConfigError(
+                f"The checkpoint was made with {key} = {was}, and what it holds is of no use for {given}. Undo the "
+                "change, or give another --output to start anew."
+            )
+    wrong = {key: values for key, values in differences.items() if not covered(key)}
     if wrong:
         lines = [f"{key}: was {_short(was)}, is {_short(now)}" for key, (was, now) in wrong.items()]
         options = " ".join(f"--allow-change {key}" for key in wrong)

@@ -137,7 +137,8 @@ class Trainer:
         self.shapes = {path: jax.ShapeDtypeStruct(leaf.shape, self._kept(path)) for path, leaf in shapes.items()}
         self.shardings = flat(shardings(nested(axes), nested(shapes), mesh, rules))
         self.schedule = learning_rate(optimizer)
-        self.optimizer = make_optimizer(optimizer, axes, rate_factors(rates, self.trained) if rates else None)
+        factors = rate_factors(rates, self.trained) if rates else None
+        self.optimizer = make_optimizer(optimizer, {path: axes[path] for path in self.trained}, factors)
         self.state_shapes = jax.eval_shape(self._start, self.shapes, jax.ShapeDtypeStruct((2,), jnp.uint32))
         self.state_shardings = self._place()
         whole = replicated(mesh)
@@ -287,7 +288,8 @@ class Trainer:
         whole = replicated(self.mesh)
 
         def place(path: tuple, _: Any) -> Any:
-            # what the optimiser keeps of a parameter has its form, and lives where it does
+            # What the optimiser keeps of a parameter has its form, and lives where it does. By path, for
+            # optax.tree_map_params cannot look into optimisers that treat some parameters otherwise.
             return self.shardings[path[-1].key] if path and isinstance(path[-1], DictKey) else whole
 
         moments = jax.tree_util.tree_map_with_path(place, self.state_shapes.optimizer_state)

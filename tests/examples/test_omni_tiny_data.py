@@ -431,15 +431,32 @@ def test_films_are_made_after_the_sounds_in_them(tmp_path, monkeypatch, held_out
     assert any(order) and order == sorted(order)
 
 
-def test_data_are_complete_when_all_groups_have_been_made(tmp_path, monkeypatch):
+def test_data_are_complete_once_all_groups_have_been_made_and_no_longer_when_others_are_asked_for(
+    tmp_path, monkeypatch
+):
     made = []
+
+    def make(name, *args):
+        if name == "tests" and not made.count("tests"):
+            made.append(name)
+            raise DataError("a voice is missing")
+        made.append(name)
+
     monkeypatch.setattr(make_data, "_prepared", lambda *args: None)
-    monkeypatch.setattr(make_data, "_make_group", lambda name, *args: made.append(name))
+    monkeypatch.setattr(make_data, "_make_group", make)
     monkeypatch.setattr(make_data, "_write_lines", lambda *args: made.append("lines"))
     monkeypatch.setattr(packages, "handwriting", lambda tools: (HANDWRITING, LABELS))
     monkeypatch.setattr(packages, "has_prompts", lambda: False)
-    make_data.main(make_data.Args(tmp_path, tools=tmp_path, amounts=FEW))
-    assert sorted(made) == sorted(make_data.Group.__args__) and (tmp_path / COMPLETE).exists()
+    args = make_data.Args(tmp_path, tools=tmp_path, amounts=FEW)
+    with pytest.raises(DataError):
+        make_data.main(args)
+    assert not (tmp_path / COMPLETE).exists()
+    make_data.main(args)
+    assert set(made) == set(make_data.Group.__args__) and (tmp_path / COMPLETE).exists()
+    make_data.main(dataclasses.replace(args, only=("pictures",)))
+    assert (tmp_path / COMPLETE).exists()
+    make_data.main(dataclasses.replace(args, only=("pictures",), seed=1))
+    assert not (tmp_path / COMPLETE).exists()
 
 
 def test_the_command_makes_what_is_asked_for_and_tells_of_it(tmp_path, monkeypatch, capsys):

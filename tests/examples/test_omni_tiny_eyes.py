@@ -5,11 +5,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from examples.omni_tiny.eyes import EyesStage, EyesTask, mean_of_pictures
+from examples.omni_tiny.chain import CONFIGS
+from examples.omni_tiny.eyes import EyesTask, mean_of_pictures
 from input_pipeline.training_batch import RowShape
+from omni_jax.errors import ConfigError
 from omni_jax.presets import preset
+from omni_jax.sharding.mesh import make_mesh
 from omni_jax.training.run_config import load_config
+from omni_jax.training.step import Trainer
 from tests.training.random_batches import random_batch, random_params
 
 CONFIG = preset("tiny")
@@ -18,10 +23,24 @@ TASK = EyesTask(CONFIG, audio=False)
 PARAMS = random_params(CONFIG, TASK.components)
 
 
-def test_the_configuration_is_of_this_task(tmp_path):
-    config = load_config("examples/omni_tiny/configs/eyes.py")
-    assert isinstance(config.stage.task(config, CONFIG, ("image_text",)), EyesTask)
-    assert isinstance(config.stage, EyesStage)
+def test_the_configuration_is_of_this_task_and_trains_what_it_reaches():
+    config = load_config(CONFIGS / "eyes.py")
+    task = config.stage.task(config, CONFIG, ("image_text",))
+    assert isinstance(task, EyesTask)
+    one = make_mesh(jax.devices()[:1])
+    trained = Trainer(CONFIG, task, config.optimizer, one, freeze=config.freeze).trained
+    assert {path.split("/")[0] for path in trained} == {"vision_encoder", "thinker"}
+    with pytest.raises(ConfigError, match="final_norm/scale is left out of this stage"):
+        Trainer(CONFIG, task, config.optimizer, one, freeze=["^thinker/layers/"])
+
+
+@pytest.mark.parametrize("room", [{"patches": 0}, {"audio_blocks": 1}])
+def test_rows_without_pictures_or_with_sound_are_refused(room):
+    config = load_config(CONFIGS / "eyes.py")
+    shape = dataclasses.replace(config.data.shape, **room)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, shape=shape))
+    with pytest.raises(ConfigError, match="learns from pictures only"):
+        config.stage.task(config, CONFIG, ("image_text",))
 
 
 def test_each_word_has_the_mean_of_its_own_conversations_pictures():
@@ -33,6 +52,14 @@ def test_each_word_has_the_mean_of_its_own_conversations_pictures():
         expected = np.broadcast_to(np.asarray(seen[row, :4]).mean(axis=0), found[row][second[row]].shape)
         np.testing.assert_allclose(found[row][second[row]], expected, rtol=1e-5, atol=1e-6)
     assert not found[~second].any()
+
+
+def test_many_tokens_are_counted_in_bfloat16_too():
+    batch = jax.tree.map(jnp.asarray, random_batch(CONFIG, 1, RowShape(tokens=2048, patches=4096)))
+    source = jnp.where(batch.segment_ids == 2, 0, -1)
+    seen = jnp.full((1, 1024, 64), 0.5, jnp.bfloat16)
+    found = np.asarray(mean_of_pictures(seen, dataclasses.replace(batch, vision_source=source)))
+    np.testing.assert_allclose(found[np.asarray(source) == 0], 0.5)
 
 
 def test_the_loss_reaches_the_encoder_through_conversations_with_pictures_only():

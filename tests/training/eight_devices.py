@@ -83,7 +83,7 @@ def main(kind: str) -> None:
         compare(one, sizes)
     adapted = {"lora": LoraConfig(rank=2), "accumulate": 2}
     compare(run(alone, **adapted), {"data": 2, "fsdp": 2, "tensor": 2}, **adapted)
-    muon = {"optimizer": replace(optimizer, kind="muon")}
+    muon = {"optimizer": replace(optimizer, rule="muon")}
     compare(run(alone, **muon), {"fsdp": 4, "tensor": 2}, **muon)
     trainer = Trainer(config, task, optimizer, make_mesh(data=8))
     try:

@@ -1,5 +1,6 @@
 """Checkpoints of a run: what is stored comes back, on any mesh; whatever goes wrong leaves the last good one."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -20,7 +21,8 @@ from omni_jax.errors import CheckpointError, ConfigError, NumericsError
 from omni_jax.interop.restore import load_checkpoint_info, restore_leaves
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.training.checkpoints import Checkpoints
-from omni_jax.training.run_config import changed, check_same
+from omni_jax.training.run_config import DataConfig, RunConfig, changed, check_same, to_json
+from omni_jax.training.run_stages import ThinkerStage
 from tests.processes import on_devices
 
 SHAPE = (64, 64)
@@ -309,6 +311,25 @@ def test_a_changed_configuration_names_the_keys_and_the_option_that_accepts_them
     with pytest.raises(ConfigError, match="total_steps"):
         check_same(BEFORE, now, allowed=("data.rows",))
     check_same(BEFORE, now, allowed=("data", "optimizer.total_steps"))
+
+
+def test_a_run_from_before_there_was_a_choice_of_rules_goes_on_by_adamw_only():
+    now = to_json(RunConfig(ThinkerStage(), "a", "b", DataConfig()))
+    before = json.loads(json.dumps(now))
+    for name in ("rule", "momentum"):
+        del before["optimizer"][name]
+    check_same(before, now)
+    with pytest.raises(ConfigError, match='optimizer.rule = "adamw", and what it holds is of no use for "muon"'):
+        check_same(before, now | {"optimizer": now["optimizer"] | {"rule": "muon"}}, allowed=("optimizer.rule",))
+
+
+def test_no_setting_hides_the_name_of_its_kind():
+    @dataclasses.dataclass
+    class Hiding:
+        kind: str = "muon"
+
+    with pytest.raises(AssertionError, match="Hiding"):
+        to_json(Hiding())
 
 
 def test_a_factor_of_the_learning_rate_that_changed_is_one_key():

@@ -68,34 +68,73 @@ def test_an_impossible_schedule_is_refused():
         OptimizerConfig(warmup_steps=20, total_steps=20)
 
 
-def test_muon_moves_each_layers_matrix_by_an_orthogonal_step_and_the_rest_by_adam():
-    axes = {
-        "thinker/layers/attention/query/kernel": ("layers", "embed", "heads", "head_dim"),
-        "thinker/layers/attention/out/kernel": ("layers", "heads", "head_dim", "embed"),
-        "thinker/lm_head/kernel": ("embed", "vocab"),
-        "thinker/embed/embedding": ("vocab", "embed"),
-        "thinker/layers/mlp/up/bias": ("layers", "mlp"),
-    }
-    shapes = (3, 16, 4, 8), (3, 4, 8, 16), (16, 40), (40, 16), (3, 24)
-    rng = np.random.default_rng(0)
-    draw = lambda size: jnp.asarray(rng.normal(size=size) * rng.uniform(0.1, 10, size[-1:]), jnp.float32)  # noqa: E731
-    params, gradients = ({path: draw(size) for path, size in zip(axes, shapes)} for _ in range(2))
-    steps = {}
-    for kind in ("muon", "adamw"):
-        config = OptimizerConfig(kind=kind, learning_rate=0.1, warmup_steps=0, weight_decay=0.0, clip=1e9)
-        optimizer = make_optimizer(config, axes)
-        steps[kind], _ = optimizer.update(gradients, optimizer.init(params), params)
-    for path in axes:
-        muon, adam = (np.asarray(steps[kind][path]) for kind in ("muon", "adamw"))
-        if "attention" not in path:
-            np.testing.assert_array_equal(np.sign(muon), np.sign(adam))
+AXES = {
+    "thinker/layers/attention/query/kernel": ("layers", "embed", "heads", "head_dim"),
+    "thinker/layers/attention/out/kernel": ("layers", "heads", "head_dim", "embed"),
+    "audio_encoder/conv1/kernel": ("conv_kernel", "conv_in", "conv_out"),
+    "thinker/lm_head/kernel": ("embed", "vocab"),
+    "thinker/embed/embedding": ("vocab", "embed"),
+    "thinker/layers/mlp/up/bias": ("layers", "mlp"),
+}
+SIZES = (3, 16, 4, 8), (3, 4, 8, 16), (3, 8, 16), (16, 40), (40, 16), (3, 24)
+AS_MATRICES = dict(zip(AXES, ((3, 16, 32), (3, 32, 16), (1, 24, 16)), strict=False))  # what Muon moves
+
+
+def first_step(gradients, params, *, factors=None, **options):
+    config = OptimizerConfig(learning_rate=0.1, warmup_steps=0, clip=1e9, **options)
+    optimizer = make_optimizer(config, AXES, factors)
+    return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+
+def arrays(seed):
+    """Unlike in size along the axis of 16, so that gradients are far from orthogonal."""
+    rng, out = np.random.default_rng(seed), {}
+    for path, size in zip(AXES, SIZES, strict=True):
+        drawn = rng.normal(size=size)
+        if 16 in size:
+            drawn = np.moveaxis(np.moveaxis(drawn, size.index(16), -1) * np.geomspace(0.3, 10, 16), -1, size.index(16))
+        out[path] = jnp.asarray(drawn, jnp.float32)
+    return out
+
+
+def test_muon_moves_each_layers_kernel_by_an_orthogonal_step_and_the_rest_as_adamw():
+    gradients, params = arrays(0), arrays(1)
+    muon = first_step(gradients, params, rule="muon", weight_decay=0.5)
+    adamw = first_step(gradients, params, rule="adamw", weight_decay=0.5)
+    for path in AXES:
+        if path not in AS_MATRICES:
+            np.testing.assert_array_equal(muon[path], adamw[path])
             continue
-        np.testing.assert_allclose(np.sqrt(np.mean(muon**2)), 0.2 * 0.1, rtol=0.3)  # as long as AdamW's usually are
-        gradient = np.asarray(gradients[path]).reshape((3, 16, 32) if "query" in path else (3, 32, 16))
-        for step, own in zip(muon.reshape(gradient.shape), gradient, strict=True):
-            sizes, before = (np.linalg.svd(x, compute_uv=False) for x in (step, own))
+        decayed = np.asarray(muon[path]) + 0.1 * 0.5 * np.asarray(params[path])
+        np.testing.assert_allclose(np.sqrt(np.mean(decayed**2)), 0.2 * 0.1, rtol=0.3)  # as AdamW's usually are
+        steps, own = (np.asarray(x).reshape(AS_MATRICES[path]) for x in (decayed, gradients[path]))
+        for step, gradient in zip(steps, own, strict=True):
+            sizes, before = (np.linalg.svd(x, compute_uv=False) for x in (step, gradient))
             assert sizes.max() / sizes.min() < 2 < 8 < before.max() / before.min()
-            assert np.sum(step * own) < 0, "it goes downhill"
+            assert np.sum(step * gradient) < 0, "it goes downhill"
+
+
+def test_factors_of_the_rate_hold_for_muon_too():
+    gradients, params, head = arrays(0), arrays(1), "thinker/lm_head/kernel"
+    whole = first_step(gradients, params, rule="muon")
+    factors = {path: 0.5 for path in (*AS_MATRICES, head)}
+    half = first_step(gradients, params, rule="muon", factors=factors)
+    for path in AXES:
+        np.testing.assert_allclose(half[path], whole[path] * factors.get(path, 1.0), rtol=1e-6)
+
+
+def test_muon_without_kernels_is_refused():
+    axes = {"lora/thinker/layers/mlp/up/kernel/lora_in": ("layers", "embed", None), "a/embed/embedding": ("vocab",)}
+    with pytest.raises(ConfigError, match="moves kernels, of which none is trained"):
+        make_optimizer(OptimizerConfig(rule="muon"), axes)
+
+
+@pytest.mark.parametrize(
+    "given", [{"rule": "Muon"}, {"momentum": 1.0}, {"beta2": float("nan")}, {"epsilon": 0.0}, {"weight_decay": -0.1}]
+)
+def test_settings_that_cannot_be_are_refused(given):
+    with pytest.raises(ConfigError, match=next(iter(given))):
+        OptimizerConfig(**given)
 
 
 def test_norms_and_biases_are_computed_with_as_they_are_kept():

@@ -2,8 +2,8 @@
 
     omni-jax train --config examples/omni_tiny/configs/pretrain1_adapters.py        (in the folder of the data)
 
-As configs/pretrain1_adapters.py. Short: what is frozen knows little of sound and pictures.
-Ours: sizes, rates, steps.
+As configs/pretrain1_adapters.py. Short: what is frozen is too small to be told of sound and pictures by adapters.
+Ours: sizes, optimiser, rates, steps, no system turn (see pretrain2.py).
 """
 
 from input_pipeline.training_batch import RowShape
@@ -28,7 +28,7 @@ config = RunConfig(
         "^audio_encoder/(conv1|conv2|layers)",
         "^vision_encoder/(patch_embed|layers)",
     ),
-    optimizer=OptimizerConfig(kind="muon", learning_rate=2e-3, warmup_steps=20, total_steps=150, weight_decay=0.0),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=20, total_steps=150, weight_decay=0.0),
     dtype="float32",
     remat="none",
     save_every=100,

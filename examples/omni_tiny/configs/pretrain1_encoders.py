@@ -2,7 +2,8 @@
 
     omni-jax train --config examples/omni_tiny/configs/pretrain1_encoders.py        (in the folder of the data)
 
-As configs/pretrain1_encoders.py. Ours: sizes, rates, steps; nothing is learnt yet that a high rate could spoil.
+As configs/pretrain1_encoders.py, and short for the reason of pretrain1_adapters.py.
+Ours: sizes, optimiser, rates, steps, no system turn.
 """
 
 from input_pipeline.training_batch import RowShape
@@ -22,7 +23,7 @@ config = RunConfig(
         system=None,
     ),
     freeze=("^thinker/",),
-    optimizer=OptimizerConfig(kind="muon", learning_rate=2e-3, warmup_steps=20, total_steps=120),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=20, total_steps=120),
     dtype="float32",
     remat="none",
     save_every=200,

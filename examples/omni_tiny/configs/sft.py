@@ -3,7 +3,8 @@
     omni-jax train --config examples/omni_tiny/configs/sft.py        (in the folder of the data)
 
 As configs/sft.py, but the encoders go on learning: they have seen far too little to stay as they are.
-Ours: sizes, rates, steps. Transcripts stay in the mixture: the Thinker's hearing ranks speech for talker_dpo.
+Ours: sizes, optimiser, rates, steps. Transcripts stay in the mixture, for the Thinker's hearing ranks speech for
+talker_dpo.
 """
 
 from input_pipeline.training_batch import RowShape
@@ -30,7 +31,7 @@ config = RunConfig(
         workers=1,
     ),
     rates={"^(audio_encoder|vision_encoder)/": 0.5},
-    optimizer=OptimizerConfig(kind="muon", learning_rate=1.5e-3, warmup_steps=30, total_steps=1200),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=30, total_steps=1200),
     dtype="float32",
     remat="none",
     save_every=200,

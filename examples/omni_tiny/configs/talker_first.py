@@ -2,9 +2,10 @@
 
     omni-jax train --config examples/omni_tiny/configs/talker_first.py        (in the folder of the data)
 
-As configs/talker_icl.py. Ours: that there is such a run. What the Talker reads are words and what the Thinker thinks of
-them, and the words are there as soon as it has learnt to repeat; so the Talker learns to say them while the Thinker,
-elsewhere, learns to hear and to see. talker_icl goes on with the Thinker that comes of it.
+As configs/talker_icl.py. Ours: that there is such a run, by Muon, for it begins with random parameters. What the Talker
+reads are words and what the Thinker thinks of them, and the words are there as soon as it has learnt to repeat; so the
+Talker learns to say them while the Thinker, elsewhere, learns to hear and to see. talker_icl goes on with the Thinker
+that comes of it.
 """
 
 from input_pipeline.training_batch import RowShape
@@ -25,7 +26,7 @@ config = RunConfig(
         workers=1,
     ),
     freeze=("^thinker/", "^audio_encoder/", "^vision_encoder/"),
-    optimizer=OptimizerConfig(kind="muon", learning_rate=3e-3, warmup_steps=50, total_steps=1400),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=3e-3, warmup_steps=50, total_steps=1400),
     dtype="float32",
     remat="none",
     save_every=200,

@@ -2,7 +2,7 @@
 
     omni-jax train --config examples/omni_tiny/configs/token2wav.py        (in the folder of the data)
 
-As configs/token2wav.py, on the four voices. Ours: sizes, rates, steps.
+As configs/token2wav.py, on the four voices. Ours: sizes, optimiser, rates, steps.
 """
 
 from omni_jax.training.optimizer import OptimizerConfig
@@ -14,7 +14,7 @@ config = RunConfig(
     checkpoint="start",
     output="runs/token2wav",
     data=DataConfig(sources=(SourceConfig("coded_voiced.jsonl"),), clip_seconds=3, rows=12, workers=1),
-    optimizer=OptimizerConfig(kind="muon", learning_rate=2e-3, warmup_steps=50, total_steps=2400, weight_decay=0.01),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=50, total_steps=2000, weight_decay=0.01),
     dtype="float32",
     remat="none",
     save_every=200,
