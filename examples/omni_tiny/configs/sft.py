@@ -20,9 +20,9 @@ config = RunConfig(
     output="runs/sft",
     data=DataConfig(
         sources=(
-            SourceConfig("sft.jsonl", weight=0.55),
+            SourceConfig("sft.jsonl", weight=0.48),
             *(SourceConfig(f"sft_{name}.jsonl", weight=0.025) for name in HUMANS),
-            SourceConfig("read_aloud.jsonl", weight=0.05),
+            SourceConfig("read_aloud.jsonl", weight=0.12),
             SourceConfig("audio_text.jsonl", weight=0.2),
             *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.025) for name in HUMANS),
         ),
