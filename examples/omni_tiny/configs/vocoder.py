@@ -3,7 +3,7 @@
     omni-jax train --config examples/omni_tiny/configs/vocoder.py        (in the folder of the data)
 
 As configs/vocoder.py, on the four voices; the judges' sizes are in the checkpoint (examples/omni_tiny/start.py).
-Ours: sizes, rates, steps.
+Ours: sizes, optimiser, rates, steps.
 """
 
 from omni_jax.training.optimizer import OptimizerConfig
@@ -16,7 +16,8 @@ config = RunConfig(
     output="runs/vocoder",
     data=DataConfig(sources=(SourceConfig("recordings.jsonl"),), clip_seconds=0.5, rows=4, workers=1),
     optimizer=OptimizerConfig(
-        learning_rate=5e-4,
+        rule="muon",
+        learning_rate=2e-3,
         warmup_steps=0,
         total_steps=4500,
         beta1=0.8,
