@@ -1,7 +1,7 @@
 """How the vision encoder begins: it tells what pictures show before there is a language model to read it.
 
-Qwen2.5-Omni takes its vision encoder from Qwen2.5-VL. Ours begins with random parameters, and behind a language model
-it comes to colours and, for long, no further. So it first learns as image classifiers do (arXiv:2010.11929), but the
+Qwen2.5-Omni takes its vision encoder from Qwen2.5-VL. Ours begins with random parameters, and behind the whole language
+model a picture costs almost three times as much. So it first learns as image classifiers do (arXiv:2010.11929), but the
 classes are the words of the caption.
 """
 
