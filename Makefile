@@ -41,7 +41,7 @@ FSDD ?= $(TINY)/packages/fsdd
 TINY ?= .omni_tiny
 
 tiny: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,omni_tiny]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,omni-tiny]'
 	$(BIN)/python -m examples.omni_tiny.train_all --to $(TINY) --fsdd $(FSDD)
 
 # Compiled programs are kept in .cache/xla, for all test processes and for the next run.

@@ -9,11 +9,11 @@ class Amounts:
 
     talker_fast: int = 1500
     """Sentences that heart and joe read, each."""
-    talker_kokoro: int = 400
+    talker_kokoro: int = 200
     """Sentences that emma and onyx read, each; the first of the same ones."""
     hearing_fast: int = 7200
     """Clips of the nine fast voices, to hear."""
-    hearing_kokoro: int = 600
+    hearing_kokoro: int = 200
     """Clips of Kokoro's voices and of speakers between two of them, to hear."""
     questions: int = 8
     """Speakers that ask each question in each wording."""
@@ -23,7 +23,7 @@ class Amounts:
     """Strings of human digits, over all speakers."""
     digit_pictures: int = 30_000
     shape_pictures: int = 12_000
-    films: int = 4000
+    films: int = 2400
     chats: int = 24_000
     """Conversations for instruction tuning."""
     texts: int = 4000

@@ -29,8 +29,8 @@ VOICE_SIZE = 256
 _MOST_TOKENS = 400  # its decoder takes 448, prompt and all, for each half a minute
 _SILENCE = 1e-4  # peaks below it are rounding
 
-_PIP = "Run: pip install 'omni-jax[omni_tiny]'"
-_PIP_VOICES = "Run: pip install 'omni-jax[omni_tiny]' && pip install --no-deps resemblyzer==0.1.4"
+_PIP = "Run: pip install 'omni-jax[omni-tiny]'"
+_PIP_VOICES = "Run: pip install 'omni-jax[omni-tiny]' && pip install --no-deps resemblyzer==0.1.4"
 _WHISPER = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 _WHISPER_FILES = {
     "config.json": "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a",

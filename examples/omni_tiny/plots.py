@@ -188,7 +188,7 @@ def draw(run: Run, path: Path) -> None:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise OmniError(f"matplotlib is not installed ({error}). Run: pip install 'omni-jax[omni_tiny]'") from error
+        raise OmniError(f"matplotlib is not installed ({error}). Run: pip install 'omni-jax[omni-tiny]'") from error
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(3.2 * max(len(run.curves), 2), 2.5), layout="constrained")
         for panel, curve in zip(figure.subplots(1, len(run.curves), squeeze=False)[0], run.curves, strict=True):

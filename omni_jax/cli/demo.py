@@ -1,7 +1,5 @@
 """`omni-jax demo`: a small model hears, sees and speaks, on what it has never learnt."""
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,15 +20,13 @@ Result = TypeVar("Result")
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL, SCENES = ASSETS / "omni_tiny", ASSETS / "demo"
 PAGE = "demo.html"
-RANDOM = "The weights are random, for the small model is still in training: the answers mean nothing."
 
 
 @dataclass(frozen=True)
 class DemoArgs:
     """Play some scenes: spoken and typed questions about pictures, a film and sound, answered in text and speech.
 
-    The model is the small one that comes with the program (a random one as long as that is not there), the media are
-    none that it has learnt from. Each answer is streamed, set beside the truth, timed, and compared with the one that
+    The model is the small one that comes with the program, the media are none that it has learnt from. Each answer is streamed, set beside the truth, timed, and compared with the one that
     is made offline. Spoken answers are written as wav, and all of it as a page to open in a browser, demo.html.
 
     The exit status is 1 when a streamed answer is not the offline one. Not so for a --checkpoint of more than 1 G
@@ -76,9 +72,6 @@ def run(args: DemoArgs) -> int:
     out, seconds = console.Output(args.json), {}
     player = _step("load", seconds, lambda bar: _loaded(lambda: Player(checkpoint, text, speech), args))
     out.write(f"{player.about}, from {_shown(checkpoint)}, loaded in {seconds['load']:.1f} s")
-    random = args.checkpoint is None and checkpoint != MODEL
-    if random:
-        out.write(RANDOM)
     with exact_products(player.exact):
         shown, files, compared = _play(player, scenes, target, seconds, out)
 
@@ -93,16 +86,7 @@ def run(args: DemoArgs) -> int:
     out.write(f"\n{right} of {len(shown)} answers right. {pace(shown)}")
     out.write(f"The demo took {seconds['all']:.1f} s. Open {place} to see and hear it.")
     rows = [row(*each) for each in zip(shown, compared, files)]
-    out.result(
-        {
-            "pass": passed,
-            "random_weights": random,
-            "right": right,
-            "rows": rows,
-            "page": str(place),
-            "seconds": seconds,
-        }
-    )
+    out.result({"pass": passed, "right": right, "rows": rows, "page": str(place), "seconds": seconds})
     return console.OK if passed else console.FAILED
 
 
@@ -220,25 +204,7 @@ def _checkpoint(args: DemoArgs) -> Path:
     """The folder to load; a look at it, before anything heavy is imported."""
     if args.checkpoint is not None:
         return imported_checkpoint(args.checkpoint)
-    if not MODEL.exists():
-        return _random_checkpoint(args.folder)
     return _loaded(lambda: imported_checkpoint(MODEL), args)
-
-
-def _random_checkpoint(folder: Path) -> Path:
-    """A random model in `folder`, made with PyTorch and imported unless it is there already."""
-    published, imported = folder / "published", folder / "checkpoint"
-    if not (imported / "import.json").is_file():
-        # transformers doubts token ids that the published configuration really has
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        from omni_jax.interop.import_checkpoint import import_checkpoint
-        from omni_jax.interop.random_checkpoint import make_random_checkpoint
-
-        shutil.rmtree(published, ignore_errors=True)  # of an earlier run that was interrupted
-        with console.Progress("make a random checkpoint"):
-            make_random_checkpoint(published)
-            import_checkpoint(published, imported, overwrite=True)
-    return imported
 
 
 def _loaded(load: Callable[[], Result], args: DemoArgs) -> Result:

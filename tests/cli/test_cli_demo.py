@@ -186,13 +186,10 @@ def error_of(capsys, *options):
     return capsys.readouterr().err
 
 
-def test_without_the_model_a_random_one_is_taken(tiny_checkpoint, scenes, tmp_path, monkeypatch, capsys):
+def test_the_model_of_the_program_is_missing(scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "MODEL", tmp_path / "omni_tiny")
-    shutil.copytree(tiny_checkpoint[1], tmp_path / "to" / "checkpoint")  # of an earlier run
-    options = ["--folder", tmp_path / "to", "--scenes", scenes, *SHORT, "--json"]
-    assert main(["demo", *map(str, options)]) == 0
-    captured = capsys.readouterr()
-    assert json.loads(captured.out)["random_weights"] is True and demo.RANDOM in captured.err
+    error = error_of(capsys, "--folder", tmp_path / "to", "--scenes", scenes)
+    assert "comes with the program is damaged" in error and "does not exist" in error
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's further complaints

@@ -102,9 +102,9 @@ def test_silence_says_nothing_is_like_nobody_and_has_the_lowest_figure(sound):
 @pytest.mark.parametrize(
     ("load", "package", "remedy"),
     [
-        (ears._whisper, "faster_whisper", r"pip install 'omni-jax\[omni_tiny\]'"),
+        (ears._whisper, "faster_whisper", r"pip install 'omni-jax\[omni-tiny\]'"),
         (ears._voices, "resemblyzer", "pip install --no-deps resemblyzer==0.1.4"),
-        (ears._dnsmos, "speechmos.dnsmos", r"pip install 'omni-jax\[omni_tiny\]'"),
+        (ears._dnsmos, "speechmos.dnsmos", r"pip install 'omni-jax\[omni-tiny\]'"),
     ],
 )
 def test_a_judge_that_is_not_installed_is_named_with_what_to_run(monkeypatch, load, package, remedy):

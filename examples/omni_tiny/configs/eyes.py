@@ -22,8 +22,8 @@ config = RunConfig(
         system=None,
     ),
     freeze=("^thinker/(layers|final_norm)/",),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=4e-3, warmup_steps=50, total_steps=2000),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=4e-3, warmup_steps=50, total_steps=1100),
     dtype="float32",
     remat="none",
-    save_every=500,
+    save_every=200,
 )

@@ -17,7 +17,7 @@ VOICES = ("heart", "joe", "emma", "onyx")
 
 config = RunConfig(
     stage=TalkerStage(),
-    checkpoint="runs/language/model",
+    checkpoint="lips",
     output="runs/talker_first",
     data=DataConfig(
         sources=tuple(SourceConfig(f"coded_{voice}.jsonl") for voice in VOICES),
@@ -26,7 +26,7 @@ config = RunConfig(
         workers=1,
     ),
     freeze=("^thinker/", "^audio_encoder/", "^vision_encoder/"),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=3e-3, warmup_steps=50, total_steps=1400),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=3e-3, warmup_steps=50, total_steps=600),
     dtype="float32",
     remat="none",
     save_every=200,
