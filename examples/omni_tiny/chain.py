@@ -47,24 +47,30 @@ class Step:
         return hashlib.sha256((text + config).encode()).hexdigest()[:16]
 
 
-def steps(*, scale: float = 1.0, data: tuple[str, ...] = ()) -> list[Step]:
+def steps(*, scale: float = 1.0, data: tuple[str, ...] = (), model: str | None = None) -> list[Step]:
     """All steps.
 
     Args:
         scale: lengths of all runs are multiplied by this.
         data: more options of make_data.
+        model: None to begin with nothing; or the absolute path of an Omni-tiny that is trained further: its codes stay
+            what they are, so do the stages before pretrain2 and the Talker's first.
     """
-    sounds, codes = ("token2wav", "vocoder"), tuple(f"codes_{voice}" for voice in VOICES)
-    taken = ("speaker_encoder=runs/token2wav/model", "dit=runs/token2wav/model", "bigvgan=runs/vocoder/model")
-    spoken, last = "runs/talker_icl/model", "runs/talker_speaker/model"
-    chain = [
-        # make_data goes on where it was
-        Step("data", (), _own("make_data"), ("--to", ".", *data), COMPLETE, COMPLETE),
+    # make_data goes on where it was
+    made = Step("data", (), _own("make_data"), ("--to", ".", *data), COMPLETE, COMPLETE)
+    return [made, *(_from_nothing(scale) if model is None else _further(scale, model)), *_preferred(scale)]
+
+
+_CODES = tuple(f"codes_{voice}" for voice in VOICES)
+
+
+def _from_nothing(scale: float) -> list[Step]:
+    """From data to a Thinker, a Talker and the sound's way."""
+    return [
         _made("tokenizer", ("data",), "tokenizer", "--data", ".", "--to", "tokenizer"),
         _made("start", ("tokenizer",), "start", "--data", ".", "--tokenizer", "tokenizer", "--to", "start"),
         _run("speech_tokenizer", ("start",), scale),
-        _codes("voiced", "voiced"),
-        *(_codes(voice, f"spoken_{voice}") for voice in VOICES),
+        *_all_codes("runs/speech_tokenizer/model", "speech_tokenizer"),
         _made("sounding", ("start", "codes_voiced"), "sounds", "--base", "start", "--data", "coded_voiced.jsonl",
               "--to", "sounding"),
         _run("token2wav", ("sounding",), scale),
@@ -72,7 +78,7 @@ def steps(*, scale: float = 1.0, data: tuple[str, ...] = ()) -> list[Step]:
         _run("language", ("start",), scale),
         _made("lips", ("language", "sounding"), "join", "--base", "runs/language/model", "--take", "talker=sounding",
               "--to", "lips"),
-        _run("talker_first", ("lips", *codes), scale),
+        _run("talker_first", ("lips", *_CODES), scale),
         _run("eyes", ("start",), scale),
         _made("senses", ("language", "speech_tokenizer", "eyes"), "join", "--base", "runs/language/model",
               "--take", "speech_tokenizer=runs/speech_tokenizer/model", "vision_encoder=runs/eyes/model",
@@ -83,17 +89,41 @@ def steps(*, scale: float = 1.0, data: tuple[str, ...] = ()) -> list[Step]:
         _run("sft", ("pretrain2",), scale),
         _made("tongue", ("sft", "talker_first"), "join", "--base", "runs/sft/model", "--take",
               "talker=runs/talker_first/model", "--to", "tongue"),
-        _run("talker_icl", ("tongue", *codes), scale),
-        _made("speaking", ("talker_icl", *sounds), "join", "--base", spoken, "--take", *taken, "--to", "speaking"),
+        _run("talker_icl", ("tongue", *_CODES), scale),
+    ]  # fmt: skip
+
+
+def _further(scale: float, model: str) -> list[Step]:
+    """The same from `model`, whose parts are there: more of each stage that can go on."""
+
+    def begun(name: str, *after: str) -> Step:
+        return _run(name, after, scale, changes={"checkpoint": model})
+
+    return [
+        *_all_codes(model, "data"),
+        begun("token2wav", "codes_voiced"),
+        begun("vocoder", "data"),
+        begun("pretrain2", "data"),
+        _run("sft", ("pretrain2",), scale),
+        _run("talker_icl", ("sft", *_CODES), scale, changes={"checkpoint": f"runs/sft/{MODEL}"}),
+    ]
+
+
+def _preferred(scale: float) -> list[Step]:
+    """What makes one model of them, and its preferences and voices."""
+    taken = ("speaker_encoder=runs/token2wav/model", "dit=runs/token2wav/model", "bigvgan=runs/vocoder/model")
+    spoken, last = "runs/talker_icl/model", "runs/talker_speaker/model"
+    return [
+        _made("speaking", ("talker_icl", "token2wav", "vocoder"), "join", "--base", spoken, "--take", *taken,
+              "--to", "speaking"),
         Step("prefer", ("speaking",), "omni_jax.cli.main", (
             "prefer", "--checkpoint", "speaking", "--prompts", "hard_prompts.jsonl", "--to", "preferences.jsonl",
             "--samples", "4", "--solver", "euler", "--steps", "6", "--max-codes", "400", "--max-new-tokens", "48",
         ), "preferences.jsonl", "preferences.jsonl"),
         _run("talker_dpo", ("speaking", "prefer"), scale),
-        _run("talker_speaker", ("talker_dpo", *codes), scale),
+        _run("talker_speaker", ("talker_dpo", *_CODES), scale),
         _made("omni-tiny", ("talker_speaker",), "join", "--base", last, "--dtype", "bfloat16", "--to", "omni-tiny"),
     ]  # fmt: skip
-    return chain
 
 
 def left_out(who: str, *, scale: float = 1.0) -> list[Step]:
@@ -131,10 +161,15 @@ def _made(name: str, after: tuple[str, ...], script: str, *options: str) -> Step
     return Step(name, after, _own(script), options, name, name)
 
 
-def _codes(name: str, lines: str) -> Step:
+def _all_codes(tokenizer: str, *after: str) -> list[Step]:
+    """Codes of the recordings and of each voice's conversations, by the speech tokenizer of a checkpoint."""
+    return [_codes("voiced", "voiced", tokenizer, after), *(_codes(v, f"spoken_{v}", tokenizer, after) for v in VOICES)]
+
+
+def _codes(name: str, lines: str, tokenizer: str, after: tuple[str, ...]) -> Step:
     target = f"coded_{name}.jsonl"
-    options = "speech-codes", "--checkpoint", "runs/speech_tokenizer/model", "--data", f"{lines}.jsonl", "--to", target
-    return Step(f"codes_{name}", ("data", "speech_tokenizer"), "omni_jax.cli.main", options, target, target)
+    options = "speech-codes", "--checkpoint", tokenizer, "--data", f"{lines}.jsonl", "--to", target
+    return Step(f"codes_{name}", tuple(dict.fromkeys(("data", *after))), "omni_jax.cli.main", options, target, target)
 
 
 def _run(

@@ -24,6 +24,7 @@ from tyro.conf import arg
 from examples.omni_tiny.chain import Step, left_out, steps
 from examples.omni_tiny.files import whole
 from examples.omni_tiny.packages import FSDD_SPEAKERS
+from omni_jax.cli.folders import imported_checkpoint
 from omni_jax.errors import ConfigError, DataError, OmniError
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,7 @@ class Args:
       python -m examples.omni_tiny.train_all --to .omni_tiny --only vocoder
       python -m examples.omni_tiny.train_all --to /tmp/trial --scale 0.01 --data-scale 0.01
       python -m examples.omni_tiny.train_all --to .omni_tiny --leave-out theo
+      python -m examples.omni_tiny.train_all --to .omni_tiny_more --model omni_jax/assets/omni_tiny
     """
 
     to: Annotated[Path, arg(metavar="DIR")] = Path(".omni_tiny")
@@ -68,6 +70,8 @@ class Args:
     """The Python that has the voices, where it is another one."""
     leave_out: Literal[FSDD_SPEAKERS] | None = None
     """Instead of the chain, from its pretrain1 on: a Thinker that never hears this person, in runs/sft_without_NAME."""
+    model: Annotated[Path | None, arg(metavar="DIR")] = None
+    """An Omni-tiny that is trained further, such as omni_jax/assets/omni_tiny; None begins with nothing."""
     accept_changes: bool = False
     """Take results that were made from other inputs, or by another configuration, as they are."""
 
@@ -81,7 +85,8 @@ def main(args: Args) -> None:
     data = {"--fsdd": args.fsdd, "--tools": args.tools}
     options = [word for name, path in data.items() if path is not None for word in (name, str(path.resolve()))]
     options += [] if args.data_scale == 1 else ["--scale", str(args.data_scale)]
-    chain = steps(scale=args.scale, data=tuple(options))
+    model = None if args.model is None else str(imported_checkpoint(args.model).resolve())
+    chain = steps(scale=args.scale, data=tuple(options), model=model)
     beside = [] if args.leave_out is None else left_out(args.leave_out, scale=args.scale)
     wanted = selected(beside or chain, args.only, args.from_, args.until)
     with locked(args.to) as lock:

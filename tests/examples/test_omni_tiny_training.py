@@ -178,6 +178,24 @@ def test_configurations_begin_with_what_is_made_before_and_learn_from_what_there
         assert f"{voice}.jsonl" in by_name[f"codes_{name}"].options and f"{voice}.jsonl" in lines
 
 
+def test_a_model_is_trained_further_by_the_stages_that_can_go_on():
+    done, given = set(), steps(model="/model")
+    for step in given:
+        assert set(step.after) <= done
+        done.add(step.name)
+    whole = {step.name: step for step in steps()}
+    assert done < whole.keys() and given[-1] == whole["omni-tiny"]
+    begun = {step.name for step in given if "/model" in step.options}
+    assert begun == {"token2wav", "vocoder", "pretrain2", *(f"codes_{name}" for name in ("voiced", *chain.VOICES))}
+    made = {step.result for step in given}
+    for step in given:  # nothing is read that only the whole chain makes
+        if step.config is not None and step.name not in begun:
+            start = dict(zip(step.options, step.options[1:])).get("--checkpoint", load_config(step.config).checkpoint)
+            assert start in made
+    # a model that is moved is the same one
+    assert [step.fingerprint for step in steps(model="/other")] == [step.fingerprint for step in given]
+
+
 def test_a_trial_makes_runs_short_and_nothing_else():
     whole, short = ({step.name: step for step in steps(scale=scale)} for scale in (1.0, 0.01))
     assert short["prefer"] == whole["prefer"]

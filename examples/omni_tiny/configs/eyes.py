@@ -22,7 +22,7 @@ config = RunConfig(
         system=None,
     ),
     freeze=("^thinker/(layers|final_norm)/",),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=4e-3, warmup_steps=50, total_steps=1100),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=4e-3, warmup_steps=50, total_steps=800),
     dtype="float32",
     remat="none",
     save_every=200,

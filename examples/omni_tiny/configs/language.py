@@ -21,7 +21,7 @@ config = RunConfig(
         rows=4,
         workers=1,
     ),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=20, total_steps=260),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=20, total_steps=220),
     dtype="float32",
     remat="none",
     save_every=100,

@@ -28,7 +28,7 @@ config = RunConfig(
         "^audio_encoder/(conv1|conv2|layers)",
         "^vision_encoder/(patch_embed|layers)",
     ),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=20, total_steps=80, weight_decay=0.0),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=20, total_steps=50, weight_decay=0.0),
     dtype="float32",
     remat="none",
     save_every=100,

@@ -23,7 +23,7 @@ config = RunConfig(
         system=None,
     ),
     freeze=("^thinker/",),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=20, total_steps=80),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=20, total_steps=60),
     dtype="float32",
     remat="none",
     save_every=200,

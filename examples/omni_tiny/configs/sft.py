@@ -31,7 +31,7 @@ config = RunConfig(
         workers=1,
     ),
     rates={"^(audio_encoder|vision_encoder)/": 0.5},
-    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=30, total_steps=500),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=30, total_steps=420),
     dtype="float32",
     remat="none",
     save_every=200,
