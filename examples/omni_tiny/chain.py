@@ -6,7 +6,7 @@ All paths are in the folder of the data, where every command runs.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from examples.omni_tiny.files import COMPLETE
@@ -16,8 +16,10 @@ from omni_jax.training.run_config import load_config
 
 CONFIGS = Path(__file__).parent / "configs"
 VOICES = tuple(TALKER)
+_CODES = tuple(f"codes_{voice}" for voice in VOICES)
 MODEL = "model"
 LEFT_OUT = ("pretrain2", "sft")  # the only stages that hear people
+GENTLER = 0.5  # than the usual rates, when a model is trained further
 SHORTER = 0.5  # of the usual steps, when a person is left out
 
 
@@ -27,7 +29,8 @@ class Step:
 
     after: the steps whose results it reads. module: what `python -m` runs, with `options`.
     result: the file or folder that is there once it has ended, and not before.
-    place: what to remove to make it anew. config: the file of a run of training.
+    place: what to remove to make it anew. config: the file of a run of training. of: a digest of what it reads that no
+    step has made.
     """
 
     name: str
@@ -37,31 +40,42 @@ class Step:
     result: str
     place: str
     config: Path | None = None
+    of: str = ""
 
     @property
     def fingerprint(self) -> str:
         """Of what it is told to do. Where things are on this machine does not count: options with absolute paths."""
         words = [word for word, value in zip(self.options, (*self.options[1:], "")) if not _is_place(word, value)]
-        text = json.dumps([self.module, words])
+        text = json.dumps([self.module, words, *filter(None, [self.of])])
         config = "" if self.config is None else self.config.read_text(encoding="utf-8")
         return hashlib.sha256((text + config).encode()).hexdigest()[:16]
 
 
-def steps(*, scale: float = 1.0, data: tuple[str, ...] = (), model: str | None = None) -> list[Step]:
+@dataclass(frozen=True)
+class Given:
+    """An Omni-tiny that is trained further: its absolute path, and the digest of its parameters."""
+
+    path: str
+    digest: str
+
+    @property
+    def seed(self) -> int:
+        """Other batches and noise than those that it has learnt from."""
+        return int(self.digest[:7], 16)
+
+
+def steps(*, scale: float = 1.0, data: tuple[str, ...] = (), model: Given | None = None) -> list[Step]:
     """All steps.
 
     Args:
         scale: lengths of all runs are multiplied by this.
         data: more options of make_data.
-        model: None to begin with nothing; or the absolute path of an Omni-tiny that is trained further: its codes stay
-            what they are, so do the stages before pretrain2 and the Talker's first.
+        model: None to begin with nothing. Of a model that is given, speech tokenizer, language and eyes stay, and
+            pretrain1 and talker_first are not run again.
     """
     # make_data goes on where it was
     made = Step("data", (), _own("make_data"), ("--to", ".", *data), COMPLETE, COMPLETE)
     return [made, *(_from_nothing(scale) if model is None else _further(scale, model)), *_preferred(scale)]
-
-
-_CODES = tuple(f"codes_{voice}" for voice in VOICES)
 
 
 def _from_nothing(scale: float) -> list[Step]:
@@ -73,7 +87,7 @@ def _from_nothing(scale: float) -> list[Step]:
         *_all_codes("runs/speech_tokenizer/model", "speech_tokenizer"),
         _made("sounding", ("start", "codes_voiced"), "sounds", "--base", "start", "--data", "coded_voiced.jsonl",
               "--to", "sounding"),
-        _run("token2wav", ("sounding",), scale),
+        _run("token2wav", ("sounding", "codes_voiced"), scale),
         _run("vocoder", ("start",), scale),
         _run("language", ("start",), scale),
         _made("lips", ("language", "sounding"), "join", "--base", "runs/language/model", "--take", "talker=sounding",
@@ -93,25 +107,31 @@ def _from_nothing(scale: float) -> list[Step]:
     ]  # fmt: skip
 
 
-def _further(scale: float, model: str) -> list[Step]:
-    """The same from `model`, whose parts are there: more of each stage that can go on."""
+def _further(scale: float, model: Given) -> list[Step]:
+    """The same from `model`, whose parts are there: more of each stage that can go on, at half of its rate."""
 
-    def begun(name: str, *after: str) -> Step:
-        return _run(name, after, scale, changes={"checkpoint": model})
+    def more(name: str, *after: str, checkpoint: str = model.path) -> Step:
+        rate = load_config(CONFIGS / f"{name}.py").optimizer.learning_rate * GENTLER
+        changes = {"checkpoint": checkpoint, "seed": str(model.seed), "data.seed": str(model.seed)}
+        # it may be in bfloat16; from one stage to the next nothing is rounded
+        changes |= {"model-dtype": "float32", "optimizer.learning-rate": f"{rate:g}"}
+        return replace(_run(name, after, scale, changes=changes), of=model.digest)
 
     return [
-        *_all_codes(model, "data"),
-        begun("token2wav", "codes_voiced"),
-        begun("vocoder", "data"),
-        begun("pretrain2", "data"),
-        _run("sft", ("pretrain2",), scale),
-        _run("talker_icl", ("sft", *_CODES), scale, changes={"checkpoint": f"runs/sft/{MODEL}"}),
+        *(replace(step, of=model.digest) for step in _all_codes(model.path, "data")),
+        more("token2wav", "codes_voiced"),
+        more("vocoder", "data"),
+        more("pretrain2", "data"),
+        more("sft", "pretrain2", checkpoint=f"runs/pretrain2/{MODEL}"),
+        more("talker_icl", "sft", *_CODES, checkpoint=f"runs/sft/{MODEL}"),
     ]
 
 
 def _preferred(scale: float) -> list[Step]:
     """What makes one model of them, and its preferences and voices."""
-    taken = ("speaker_encoder=runs/token2wav/model", "dit=runs/token2wav/model", "bigvgan=runs/vocoder/model")
+    taken = "speaker_encoder=runs/token2wav/model", "dit=runs/token2wav/model"
+    taken += "bigvgan=runs/vocoder/model", "discriminator=runs/vocoder/model"  # judges, should it be trained further
+
     spoken, last = "runs/talker_icl/model", "runs/talker_speaker/model"
     return [
         _made("speaking", ("talker_icl", "token2wav", "vocoder"), "join", "--base", spoken, "--take", *taken,

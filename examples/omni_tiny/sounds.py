@@ -5,7 +5,7 @@
 A code stands for 20 ms of sound. The mean mel of all places where a recording has that code says more of it than a
 random vector does, and codes that sound alike begin alike. So the first numbers of each embedding, of Token2Wav and of
 the Talker, are what that mean is along the main directions in which codes differ; the others stay random, and so do
-codes that no recording has.
+codes that no recording has. Code 0 is also what Token2Wav reads where it is told nothing, as in the published model.
 """
 
 import sys
@@ -24,6 +24,7 @@ from input_pipeline.speech_mel import MEL_24K, speech_mel
 from omni_jax.errors import DataError, OmniError
 
 EMBEDDINGS = {"dit": ("codes", "embedding"), "talker": ("embed", "embedding")}  # rows are codes
+FRAMES = 2  # of mel to a code: 100 a second, and 50
 DIRECTIONS = 48  # in which codes are told apart
 RECORDINGS = 1500  # enough that a code occurs a hundred times
 FEW = 5  # a mean of as many places counts half
@@ -72,23 +73,18 @@ def mean_sounds(lines: JsonLines, folder: Path) -> tuple[Float[np.ndarray, "V F"
     """Of each code the mean of the log mel frames that it stands for, one frame after another, and how often it comes.
 
     Raises:
-        DataError: no recording has codes.
+        OmniError: a line has no codes, or its recording cannot be read.
     """
-    sums, counts = np.zeros((0, 0)), np.zeros(0)
+    sums, counts = np.zeros((0, FRAMES * MEL_24K.num_mel_bins)), np.zeros(0)
     for place in np.unique(np.linspace(0, len(lines) - 1, min(RECORDINGS, len(lines))).astype(int)):
         line = lines.value(int(place))
         codes = codes_of(line)
         mel = speech_mel(load_sound(line, folder, MEL_24K.sampling_rate), MEL_24K)
-        frames = round(len(mel) / len(codes))
-        many = min(len(codes), len(mel) // max(frames, 1))
-        if codes.max() >= len(sums):
-            more = int(codes.max()) + 1 - len(sums)
-            sums = np.concatenate([sums.reshape(len(sums), frames * mel.shape[1]), np.zeros((more, frames * mel.shape[1]))])
-            counts = np.concatenate([counts, np.zeros(more)])
-        np.add.at(sums, codes[:many], mel[: many * frames].reshape(many, -1))
+        many = min(len(codes), len(mel) // FRAMES)
+        more = max(int(codes.max()) + 1 - len(sums), 0)
+        sums, counts = np.pad(sums, ((0, more), (0, 0))), np.pad(counts, (0, more))
+        np.add.at(sums, codes[:many], mel[: many * FRAMES].reshape(many, -1))
         np.add.at(counts, codes[:many], 1)
-    if not counts.any():
-        raise DataError("there are no recordings with codes. Run omni-jax speech-codes.", "missing media")
     return sums / np.maximum(counts, 1)[:, None], counts
 
 

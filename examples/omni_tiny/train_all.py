@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from examples.omni_tiny.chain import Step, left_out, steps
+from examples.omni_tiny.chain import Given, Step, left_out, steps
 from examples.omni_tiny.files import whole
 from examples.omni_tiny.packages import FSDD_SPEAKERS
 from omni_jax.cli.folders import imported_checkpoint
@@ -40,14 +40,14 @@ MEMORY = ":".join(
 
 @dataclass(frozen=True)
 class Args:
-    """Make Omni-tiny. The steps, in their order, are in chain.py; README.md tells how long each takes.
+    """Make Omni-tiny. The steps, in their order, are in chain.py; DIR/steps tells how long each has taken.
 
     examples:
       python -m examples.omni_tiny.train_all --to .omni_tiny --fsdd fsdd
       python -m examples.omni_tiny.train_all --to .omni_tiny --only vocoder
       python -m examples.omni_tiny.train_all --to /tmp/trial --scale 0.01 --data-scale 0.01
       python -m examples.omni_tiny.train_all --to .omni_tiny --leave-out theo
-      python -m examples.omni_tiny.train_all --to .omni_tiny_more --model omni_jax/assets/omni_tiny
+      python -m examples.omni_tiny.train_all --to .omni_tiny_more --fsdd fsdd --model omni_jax/assets/omni_tiny
     """
 
     to: Annotated[Path, arg(metavar="DIR")] = Path(".omni_tiny")
@@ -85,7 +85,9 @@ def main(args: Args) -> None:
     data = {"--fsdd": args.fsdd, "--tools": args.tools}
     options = [word for name, path in data.items() if path is not None for word in (name, str(path.resolve()))]
     options += [] if args.data_scale == 1 else ["--scale", str(args.data_scale)]
-    model = None if args.model is None else str(imported_checkpoint(args.model).resolve())
+    if args.model is not None and args.leave_out is not None:
+        raise ConfigError("--model has heard everybody, so --leave-out cannot begin with it. Leave one of them out.")
+    model = None if args.model is None else given(args.model)
     chain = steps(scale=args.scale, data=tuple(options), model=model)
     beside = [] if args.leave_out is None else left_out(args.leave_out, scale=args.scale)
     wanted = selected(beside or chain, args.only, args.from_, args.until)
@@ -99,6 +101,13 @@ def main(args: Args) -> None:
             python = args.data_python if step.name == "data" else Path(sys.executable)
             seconds = book.make(step, [str(python), "-m", step.module, *step.options], lock)
             print(f"{step.name}: {seconds / 60:.1f} min", flush=True)
+
+
+def given(folder: Path) -> Given:
+    """A model to train further. Raises CheckpointError where there is none."""
+    from omni_jax.interop.checkpoint_digest import checkpoint_digest
+
+    return Given(str(imported_checkpoint(folder).resolve()), checkpoint_digest(folder))
 
 
 def selected(chain: Sequence[Step], only: str | None, first: str | None, last: str | None) -> list[Step]:

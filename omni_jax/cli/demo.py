@@ -26,8 +26,9 @@ PAGE = "demo.html"
 class DemoArgs:
     """Play some scenes: spoken and typed questions about pictures, a film and sound, answered in text and speech.
 
-    The model is the small one that comes with the program, the media are none that it has learnt from. Each answer is streamed, set beside the truth, timed, and compared with the one that
-    is made offline. Spoken answers are written as wav, and all of it as a page to open in a browser, demo.html.
+    The model is the small one that comes with the program, the media are none that it has learnt from. Each answer is
+    streamed, set beside the truth, timed, and compared with the one that is made offline. Spoken answers are written
+    as wav, and all of it as a page to open in a browser, demo.html.
 
     The exit status is 1 when a streamed answer is not the offline one. Not so for a --checkpoint of more than 1 G
     parameters on a GPU or TPU: it computes in bfloat16, whose rounding may make them differ, which is told only.

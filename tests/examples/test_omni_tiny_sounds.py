@@ -5,6 +5,7 @@ import pytest
 
 from examples.omni_tiny import files, sounds
 from examples.omni_tiny.speech import write_sound
+from input_pipeline.clip_files import load_sound
 from input_pipeline.jsonl import JsonLines
 from input_pipeline.speech_mel import MEL_24K, speech_mel
 from omni_jax.errors import DataError
@@ -18,17 +19,15 @@ def test_the_mean_of_a_code_is_that_of_its_frames(tmp_path):
     files.write_lines(tmp_path / "coded.jsonl", [{"audio": "a.flac", "codes": codes}])
     means, counts = sounds.mean_sounds(JsonLines(tmp_path / "coded.jsonl"), tmp_path)
     assert counts.tolist() == [0, 25, 0, 25]
-    from input_pipeline.clip_files import load_sound
-
     mel = speech_mel(load_sound({"audio": "a.flac"}, tmp_path, 24_000), MEL_24K)
     np.testing.assert_allclose(means[3], mel[:50].reshape(25, 160).mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(means[1], mel[50:].reshape(25, 160).mean(axis=0), rtol=1e-5)
 
 
-def test_without_codes_there_is_nothing_to_tell(tmp_path):
+def test_a_recording_without_codes_is_refused(tmp_path):
     write_sound(tmp_path / "a.flac", tone(1.0, 24_000), 24_000)
     files.write_lines(tmp_path / "coded.jsonl", [{"audio": "a.flac"}])
-    with pytest.raises(DataError, match="codes"):
+    with pytest.raises(DataError, match="no .codes., a list"):
         sounds.mean_sounds(JsonLines(tmp_path / "coded.jsonl"), tmp_path)
 
 
@@ -53,6 +52,21 @@ def test_codes_that_sound_alike_begin_alike():
     np.testing.assert_allclose(told[:20:2, :width], told[1:20:2, :width], atol=1e-9)
     assert (told[:, width:] == table[:, width:]).all() and (told[20:] == table[20:]).all()
     assert 0.5 < told[:20, :width].std() / table.std() < 2
+
+
+def test_of_a_rare_code_little_is_known():
+    means = np.random.default_rng(0).normal(size=(50, 8))
+    means[1] = means[0]
+    counts = np.full(50, 1000.0)
+    counts[1] = 1.0
+    common, rare = np.linalg.norm(sounds.directions(means, counts)[:2], axis=1)
+    assert rare < 0.25 * common
+
+
+def test_features_are_not_larger_than_three():
+    table = np.random.default_rng(1).normal(size=(4, 8)).astype(np.float32)
+    told = sounds.told(table, np.array([[9.0], [-9.0], [1.0]]))
+    np.testing.assert_allclose(told[:3, 0] / table.std(), [3, -3, 1], rtol=1e-6)
 
 
 def test_what_does_not_fit_is_refused():

@@ -22,6 +22,7 @@ from examples.omni_tiny.training import Training
 from input_pipeline.clip_files import load_sound
 from input_pipeline.speech_mel import MEL_16K, speech_mel
 from input_pipeline.tokenizer import Tokenizer
+from omni_jax.cli.train import parse
 from omni_jax.config_json import config_from_dict, read_processor_config, write_processor_config
 from omni_jax.errors import ConfigError, DataError
 from omni_jax.interop.random_tokenizer import FIRST_SPECIAL_ID, SPECIAL_TOKENS
@@ -179,7 +180,8 @@ def test_configurations_begin_with_what_is_made_before_and_learn_from_what_there
 
 
 def test_a_model_is_trained_further_by_the_stages_that_can_go_on():
-    done, given = set(), steps(model="/model")
+    one = chain.Given("/model", "0123456789abcdef")
+    done, given = set(), steps(model=one)
     for step in given:
         assert set(step.after) <= done
         done.add(step.name)
@@ -189,11 +191,32 @@ def test_a_model_is_trained_further_by_the_stages_that_can_go_on():
     assert begun == {"token2wav", "vocoder", "pretrain2", *(f"codes_{name}" for name in ("voiced", *chain.VOICES))}
     made = {step.result for step in given}
     for step in given:  # nothing is read that only the whole chain makes
-        if step.config is not None and step.name not in begun:
-            start = dict(zip(step.options, step.options[1:])).get("--checkpoint", load_config(step.config).checkpoint)
-            assert start in made
-    # a model that is moved is the same one
-    assert [step.fingerprint for step in steps(model="/other")] == [step.fingerprint for step in given]
+        follows = dict(zip(step.options, step.options[1:]))
+        start = follows.get("--checkpoint") or (load_config(step.config).checkpoint if step.config else None)
+        assert start in {None, "/model", *made}
+        taken = {word.partition("=")[2] for word in step.options if "=runs/" in word}
+        assert taken | {follows.get("--base")} - {None} <= made
+    # a model that is moved is the same one, another one is not, and learns from other batches
+    moved, other = (steps(model=chain.Given("/new", digest)) for digest in (one.digest, "f" * 64))
+    assert [step.fingerprint for step in moved] == [step.fingerprint for step in given]
+    differ = {a.name for a, b in zip(other, given) if a.fingerprint != b.fingerprint}
+    assert differ == begun | {"sft", "talker_icl"}
+
+
+def test_the_stages_of_a_model_that_is_given_are_read_by_the_command():
+    one = chain.Given("/model", "0123456789abcdef")
+    for step in steps(model=one, scale=0.5):
+        if step.name in ("pretrain2", "talker_icl"):
+            config = parse(step.options[1:]).run
+            usual = load_config(step.config)
+            assert config.seed == config.data.seed == one.seed != usual.seed
+            assert config.optimizer.learning_rate == pytest.approx(usual.optimizer.learning_rate / 2)
+            assert config.model_dtype == "float32" and config.checkpoint in ("/model", "runs/sft/model")
+
+
+def test_who_is_left_out_cannot_be_of_a_model_that_has_heard_everybody(tmp_path):
+    with pytest.raises(ConfigError, match="has heard everybody"):
+        train_all.main(train_all.Args(to=tmp_path, model=tmp_path, leave_out="theo"))
 
 
 def test_a_trial_makes_runs_short_and_nothing_else():

@@ -26,5 +26,5 @@ config = RunConfig(
     optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=20, total_steps=60),
     dtype="float32",
     remat="none",
-    save_every=200,
+    save_every=30,
 )

@@ -4,9 +4,9 @@
 
 As configs/speech_tokenizer_scratch.py, from random layers: its lower ones, which have learnt to hear, become those of
 the audio encoder afterwards (examples/omni_tiny/join.py), in place of the paper's Whisper.
-Ours: sizes, rates, steps. Recordings are heard as they are: with other voices and noise (`augment`) nothing was
-recognised after 1,200 steps, and what is coded later are clean recordings of four voices. Outputs begin as their means
-(examples/omni_tiny/outset.py), or all codes would become one.
+Ours: sizes, optimiser, rates, steps. Recordings are heard as they are: with other voices and noise (`augment`) AdamW
+recognised nothing after 1,200 steps, and what is coded later are clean recordings of four voices. Outputs begin as
+their means (examples/omni_tiny/outset.py), or all codes would become one.
 """
 
 from omni_jax.training.optimizer import OptimizerConfig
@@ -18,7 +18,7 @@ config = RunConfig(
     checkpoint="start",
     output="runs/speech_tokenizer",
     data=DataConfig(
-        # the Talker's voices are in both
+        # the Talker's voices are in both, for it is their codes that are spoken: they count twice
         sources=(SourceConfig("transcribed.jsonl"), SourceConfig("voiced.jsonl")),
         clip_seconds=4,
         rows=16,
@@ -26,7 +26,7 @@ config = RunConfig(
     ),
     held_out=(SourceConfig("held_out_recordings.jsonl"),),
     held_out_batches=4,
-    eval_every=300,
+    eval_every=200,
     optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=50, total_steps=800, weight_decay=0.01),
     dtype="float32",
     remat="none",

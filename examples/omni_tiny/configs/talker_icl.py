@@ -3,7 +3,7 @@
     omni-jax train --config examples/omni_tiny/configs/talker_icl.py        (in the folder of the data)
 
 As configs/talker_icl.py, in all four voices, with a Talker that can already say words (talker_first.py).
-Ours: sizes, rates, steps.
+Ours: sizes, optimiser, rates, steps.
 """
 
 from input_pipeline.training_batch import RowShape
@@ -27,5 +27,5 @@ config = RunConfig(
     optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=20, total_steps=180),
     dtype="float32",
     remat="none",
-    save_every=200,
+    save_every=60,
 )

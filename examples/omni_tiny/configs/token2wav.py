@@ -2,7 +2,8 @@
 
     omni-jax train --config examples/omni_tiny/configs/token2wav.py        (in the folder of the data)
 
-As configs/token2wav.py, on the four voices. Ours: sizes, optimiser, rates, steps.
+As configs/token2wav.py, on the four voices. Ours: sizes, optimiser, rates, steps, and what
+codes begin as (examples/omni_tiny/sounds.py).
 """
 
 from omni_jax.training.optimizer import OptimizerConfig
