@@ -1,5 +1,5 @@
 # make demo    a small model hears, sees and speaks; .demo/demo.html shows it (the first time it installs everything)
-# make tiny    make the checkpoint of the demo anew: data and all stages of training, most of a working day
+# make tiny    make the checkpoint of the demo anew: data and all stages of training, some hours
 # make test    all tests but the slow ones
 # make lint    style
 # make setup   only install, into .venv
@@ -42,7 +42,7 @@ TINY ?= .omni_tiny
 
 tiny: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,omni-tiny]'
-	$(BIN)/python -m examples.omni_tiny.train_all --to $(TINY) --fsdd $(FSDD)
+	$(BIN)/python -m examples.omni_tiny.train_all --to $(TINY) --fsdd $(FSDD) --jobs 2
 
 # Compiled programs are kept in .cache/xla, for all test processes and for the next run.
 # Each process computes with one thread, or they would fight for the processors; a file's tests share a process, and so

@@ -12,10 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -72,6 +74,8 @@ class Args:
     """Instead of the chain, from its pretrain1 on: a Thinker that never hears this person, in runs/sft_without_NAME."""
     model: Annotated[Path | None, arg(metavar="DIR")] = None
     """An Omni-tiny that is trained further, such as omni_jax/assets/omni_tiny; None begins with nothing."""
+    jobs: int = 1
+    """How many steps are made at a time, where they do not read each other; the processors are shared out."""
     accept_changes: bool = False
     """Take results that were made from other inputs, or by another configuration, as they are."""
 
@@ -91,16 +95,60 @@ def main(args: Args) -> None:
     chain = steps(scale=args.scale, data=tuple(options), model=model)
     beside = [] if args.leave_out is None else left_out(args.leave_out, scale=args.scale)
     wanted = selected(beside or chain, args.only, args.from_, args.until)
+    if args.jobs < 1:
+        raise ConfigError(f"--jobs {args.jobs} is out of range. Give 1 or more.")
+
+    def command(step: Step) -> list[str]:
+        python = args.data_python if step.name == "data" else Path(sys.executable)
+        return [str(python), "-m", step.module, *step.options]
+
     with locked(args.to) as lock:
-        book = Book(args.to, [*chain, *beside], args.accept_changes)
-        for step in wanted:
-            if book.finished(step):
-                print(f"{step.name}: is there", flush=True)
-                continue
+        make_all(Book(args.to, [*chain, *beside], args.accept_changes), wanted, command, lock, jobs=args.jobs)
+
+
+def make_all(
+    book: "Book", wanted: Sequence[Step], command: Callable[[Step], Sequence[str]], lock: Any, *, jobs: int = 1
+) -> None:
+    """Makes what has not ended yet, up to `jobs` steps at a time, each on its share of the processors.
+
+    Raises:
+        OmniError: a step failed, or we were asked to stop; what ran beside it has saved and stopped.
+    """
+    free: SimpleQueue[tuple[int, ...]] = SimpleQueue()
+    for processors in shares(sorted(os.sched_getaffinity(0)), jobs):
+        free.put(processors)
+
+    def make(step: Step) -> None:
+        processors = free.get()
+        try:
             print(f"{step.name}: begins", flush=True)
-            python = args.data_python if step.name == "data" else Path(sys.executable)
-            seconds = book.make(step, [str(python), "-m", step.module, *step.options], lock)
+            seconds = book.make(step, command(step), lock, processors)
             print(f"{step.name}: {seconds / 60:.1f} min", flush=True)
+        finally:
+            free.put(processors)
+
+    waiting, running = list(wanted), dict[Future, Step]()
+    with ThreadPoolExecutor(jobs) as pool, book.passing_on():
+        while waiting or running:
+            open_steps = {step.name for step in (*waiting, *running.values())}
+            for step in [step for step in waiting if open_steps.isdisjoint(step.after)][: jobs - len(running)]:
+                waiting.remove(step)
+                if book.finished(step):
+                    print(f"{step.name}: is there", flush=True)
+                else:
+                    running[pool.submit(make, step)] = step
+            for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[ended]
+                try:
+                    ended.result()
+                except BaseException:
+                    book.stop()
+                    raise
+
+
+def shares(processors: Sequence[int], jobs: int) -> list[tuple[int, ...]]:
+    """The processors of each job: [0, 1, 2, 3], 2 -> [(0, 2), (1, 3)]. Where there are too few, jobs share them."""
+    return [tuple(processors[job % len(processors) :: jobs]) for job in range(jobs)]
 
 
 def given(folder: Path) -> Given:
@@ -148,6 +196,7 @@ class Book:
 
     def __init__(self, folder: Path, chain: Sequence[Step], accept_changes: bool = False):
         self.folder, self._accept = folder, accept_changes
+        self._processes, self._asked = list[subprocess.Popen](), False
         self._steps = {step.name: step for step in chain}
 
     def finished(self, step: Step) -> bool:
@@ -174,20 +223,44 @@ class Book:
             self._write(step, {"seconds": 0.0, "made": result.stat().st_mtime, **(record or {}), **self._origin(step)})
         return True
 
-    def make(self, step: Step, command: Sequence[str], lock: Any) -> float:
+    @contextmanager
+    def passing_on(self):
+        """Meanwhile whoever asks us to stop, asks the steps that run. For the main thread."""
+
+        def pass_on(number: int, _frame: Any) -> None:
+            self.stop(number)
+
+        own = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in own.items():
+                signal.signal(number, handler)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Asks all steps that run to save and to end; none begins any more."""
+        self._asked = True
+        for process in list(self._processes):
+            process.send_signal(number)
+
+    def make(self, step: Step, command: Sequence[str], lock: Any, processors: Collection[int] | None = None) -> float:
         """Runs a step to its end, and notes it. Returns the seconds that it took, with those of earlier attempts.
+
+        Args:
+            processors: that it may use; None for all of ours.
 
         Raises:
             OmniError: it failed, or was stopped.
         """
         before = self._record(step) or {}
         spent = {} if self._changes(step, before) else before
-        started, worked = time.time(), _processor_seconds()
+        started = time.time()
         facts = {**self._origin(step), **{name: spent.get(name, 0.0) for name in ("seconds", "processor_seconds")}}
         self._write(step, facts)
-        status, signalled = self._call(command, lock)
+        status, worked = self._call(command, lock, processors)
+        signalled = self._asked
         facts["seconds"] = round(facts["seconds"] + time.time() - started, 1)
-        facts["processor_seconds"] = round(facts["processor_seconds"] + _processor_seconds() - worked, 1)
+        facts["processor_seconds"] = round(facts["processor_seconds"] + worked, 1)
         there = (self.folder / step.result).exists()
         self._write(step, facts | ({"made": started} if there and status == 0 else {}))
         if status == 0 and there and signalled:
@@ -198,28 +271,29 @@ class Book:
             raise DataError(f"{step.name} failed with status {status}: {' '.join(command)}")
         return facts["seconds"]
 
-    def _call(self, command: Sequence[str], lock: Any) -> tuple[int, bool]:
-        """Status of a command, and whether we were asked to stop meanwhile; whoever asks us asks it."""
+    def _call(self, command: Sequence[str], lock: Any, processors: Collection[int] | None) -> tuple[int, float]:
+        """Status of a command, and the seconds of processors that it took, with those of its own commands."""
         environment = (
             {"GLIBC_TUNABLES": MEMORY}
             | os.environ
             | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.getenv("PYTHONPATH")])])}
         )
+        bound = None if processors is None else lambda: os.sched_setaffinity(0, processors)
         process = subprocess.Popen(
-            command, cwd=self.folder, env=environment, pass_fds=[lock.fileno()], start_new_session=True
+            command,
+            cwd=self.folder,
+            env=environment,
+            pass_fds=[lock.fileno()],
+            start_new_session=True,
+            preexec_fn=bound,
         )
-        asked: list[int] = []
-
-        def forward(number: int, _frame: Any) -> None:
-            asked.append(number)
-            process.send_signal(number)
-
-        own = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            return process.wait(), bool(asked)
-        finally:
-            for number, handler in own.items():
-                signal.signal(number, handler)
+        self._processes.append(process)
+        if self._asked:  # meanwhile
+            process.terminate()
+        _, status, usage = os.wait4(process.pid, 0)
+        self._processes.remove(process)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return process.returncode, usage.ru_utime + usage.ru_stime
 
     def _changes(self, step: Step, record: Mapping[str, Any]) -> list[str]:
         """Names of inputs that are no longer those of the record, and "settings"."""
@@ -241,12 +315,6 @@ class Book:
     def _write(self, step: Step, facts: Mapping[str, Any]) -> None:
         with whole(self.folder / RECORDS / f"{step.name}.json") as partial:
             partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
-def _processor_seconds() -> float:
-    """Of all commands that have ended."""
-    found = os.times()
-    return found.children_user + found.children_system
 
 
 if __name__ == "__main__":

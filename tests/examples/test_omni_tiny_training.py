@@ -328,13 +328,14 @@ def test_being_stopped_stops_the_step_and_says_so(tmp_path):
     us = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from examples.omni_tiny.train_all import Book, locked\n"
+        "from examples.omni_tiny.train_all import Book, locked, make_all\n"
         "from examples.omni_tiny.chain import Step\n"
         "from omni_jax.errors import DataError\n"
         "step = Step('first', (), 'nothing', (), 'first/model', 'first')\n"
         f"with locked(Path({str(tmp_path)!r})) as lock:\n"
         "    try:\n"
-        f"        Book(Path({str(tmp_path)!r}), [step]).make(step, [sys.executable, '-c', {program!r}], lock)\n"
+        f"        book = Book(Path({str(tmp_path)!r}), [step])\n"
+        f"        make_all(book, [step], lambda step: [sys.executable, '-c', {program!r}], lock)\n"
         "    except DataError as error:\n"
         "        sys.exit(str(error))\n"
     )
@@ -348,6 +349,50 @@ def test_being_stopped_stops_the_step_and_says_so(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1 and "first was stopped. The same command goes on." in said
     assert (tmp_path / "saved").exists()
+
+
+def test_steps_that_do_not_read_each_other_run_side_by_side(tmp_path):
+    """Each of two waits until the other has begun; the third reads both."""
+    one, other, last = fake("one"), fake("other"), fake("last", "one", "other")
+
+    def command(step: Step) -> list[str]:
+        wait = "" if step is last else f"while not os.path.exists({({'one': 'other', 'other': 'one'})[step.name]!r}): 0"
+        there = f"assert os.path.exists('one/model') == os.path.exists('other/model') == {step is last}"
+        lines = "import os", f"os.mkdir({step.name!r})", there, wait, f"open({step.result!r}, 'w').close()"
+        return [sys.executable, "-c", "\n".join(lines)]
+
+    book = Book(tmp_path, (one, other, last))
+    with locked(tmp_path) as lock:
+        train_all.make_all(book, (one, other, last), command, lock, jobs=2)
+    assert all(book.finished(step) for step in (one, other, last))
+    told = json.loads((tmp_path / "steps" / "one.json").read_text())
+    assert 0 < told["processor_seconds"] <= 2 * told["seconds"]
+
+
+def test_what_runs_beside_a_failure_is_asked_to_stop(tmp_path):
+    sleeps = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'w').close(), sys.exit(0)))\n"
+        "open('ready', 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    fails = "import os, time\nwhile not os.path.exists('ready'): time.sleep(0.05)\nraise SystemExit(3)"
+    one, other, later = fake("one"), fake("other"), fake("later")
+    programs = {"one": sleeps, "other": fails, "later": "open('begun', 'w').close()"}
+    with locked(tmp_path) as lock, pytest.raises(DataError, match="other failed with status 3"):
+        train_all.make_all(
+            Book(tmp_path, (one, other, later)),
+            (one, other, later),
+            lambda step: [sys.executable, "-c", programs[step.name]],
+            lock,
+            jobs=2,
+        )
+    assert (tmp_path / "saved").exists() and not (tmp_path / "begun").exists()
+
+
+def test_processors_are_shared_out():
+    assert train_all.shares([0, 1, 2, 3], 2) == [(0, 2), (1, 3)]
+    assert train_all.shares([4, 5], 1) == [(4, 5)] and train_all.shares([0], 2) == [(0,), (0,)]
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:

@@ -21,11 +21,11 @@ config = RunConfig(
     data=DataConfig(
         sources=(
             SourceConfig("text.jsonl", weight=0.01),
-            SourceConfig("read_aloud.jsonl", weight=0.04),
-            SourceConfig("image_text.jsonl", weight=0.52),
-            SourceConfig("audio_text.jsonl", weight=0.26),
-            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.025) for name in HUMANS),
-            SourceConfig("video_audio.jsonl", weight=0.07),
+            SourceConfig("read_aloud.jsonl", weight=0.07),
+            SourceConfig("image_text.jsonl", weight=0.2),
+            SourceConfig("audio_text.jsonl", weight=0.48),
+            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.04) for name in HUMANS),
+            SourceConfig("video_audio.jsonl", weight=0.08),
         ),
         shape=RowShape(tokens=512, audio_blocks=8, patches=192),
         rows=4,
