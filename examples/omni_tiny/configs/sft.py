@@ -20,11 +20,11 @@ config = RunConfig(
     output="runs/sft",
     data=DataConfig(
         sources=(
-            SourceConfig("sft.jsonl", weight=0.4),
-            *(SourceConfig(f"sft_{name}.jsonl", weight=0.025) for name in HUMANS),
-            SourceConfig("read_aloud.jsonl", weight=0.12),
-            SourceConfig("audio_text.jsonl", weight=0.28),
-            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.025) for name in HUMANS),
+            SourceConfig("sft.jsonl", weight=0.32),
+            *(SourceConfig(f"sft_{name}.jsonl", weight=0.02) for name in HUMANS),
+            SourceConfig("read_aloud.jsonl", weight=0.28),
+            SourceConfig("audio_text.jsonl", weight=0.24),
+            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.02) for name in HUMANS),
         ),
         shape=RowShape(tokens=512, audio_blocks=8, patches=128),
         rows=4,
