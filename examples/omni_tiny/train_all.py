@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -278,15 +278,12 @@ class Book:
             | os.environ
             | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.getenv("PYTHONPATH")])])}
         )
-        bound = None if processors is None else lambda: os.sched_setaffinity(0, processors)
         process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=environment,
-            pass_fds=[lock.fileno()],
-            start_new_session=True,
-            preexec_fn=bound,
+            command, cwd=self.folder, env=environment, pass_fds=[lock.fileno()], start_new_session=True
         )
+        if processors is not None:  # while it still has one thread; before it begins would mean to fork JAX's threads
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(process.pid, processors)
         self._processes.append(process)
         if self._asked:  # meanwhile
             process.terminate()
