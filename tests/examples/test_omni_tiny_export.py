@@ -36,6 +36,7 @@ from omni_jax.sampling.options import SamplingOptions
 from tests.input_pipeline.media_files import picture, tone, write_image
 
 SHIPPED = train_all.ROOT / "omni_jax" / "assets" / "omni_tiny"
+SQUARES = SHIPPED.parent / "demo" / "typed-question.png"
 TOKENS = 24
 LABELS = np.tile(np.arange(10), 120).astype(np.uint8)
 
@@ -103,6 +104,7 @@ def conversations(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
         "text": [chats.user(chats.words("Please say: The red dog has four apples."))],
         "sound": [{"role": "system", "content": chats.ASR_SYSTEM}, asked],
         "picture": [chats.user(chats.shown(square), chats.words("What number is this?"))],
+        "a picture of squares": [chats.user(chats.shown(str(SQUARES)), chats.words("How many shapes do you see?"))],
         "another picture": [chats.user(chats.shown(row), chats.words("What number is this?"))],
         "several turns": [
             chats.user(chats.shown(row), chats.words("What do you see?")),
@@ -178,7 +180,10 @@ def test_greedy_text_is_the_same(checkpoint, conversations, theirs, model):
         text = theirs.tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
         assert text == answer.text and text, name
         answers[name] = text
-    assert len(set(answers.values())) == len(answers)  # media matter
+    # media matter; noise is nothing that a trained model could tell apart
+    told = [answers[name] for name in ("text", "sound", "picture", "a picture of squares")]
+    told = told if checkpoint == SHIPPED else list(answers.values())
+    assert len(set(told)) == len(told)
 
 
 def test_all_parameters_and_voices_arrive(exported, model):
