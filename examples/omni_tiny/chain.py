@@ -131,7 +131,6 @@ def _preferred(scale: float) -> list[Step]:
     """What makes one model of them, and its preferences and voices."""
     taken = "speaker_encoder=runs/token2wav/model", "dit=runs/token2wav/model"
     taken += "bigvgan=runs/vocoder/model", "discriminator=runs/vocoder/model"  # judges, should it be trained further
-
     spoken, last = "runs/talker_icl/model", "runs/talker_speaker/model"
     return [
         _made("speaking", ("talker_icl", "token2wav", "vocoder"), "join", "--base", spoken, "--take", *taken,

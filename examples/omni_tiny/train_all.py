@@ -111,6 +111,8 @@ def make_all(
 ) -> None:
     """Makes what has not ended yet, up to `jobs` steps at a time, each on its share of the processors.
 
+    A step that nothing could run beside, as the data, has all of them.
+
     Raises:
         OmniError: a step failed, or we were asked to stop; what ran beside it has saved and stopped.
     """
@@ -118,11 +120,11 @@ def make_all(
     for processors in shares(sorted(os.sched_getaffinity(0)), jobs):
         free.put(processors)
 
-    def make(step: Step) -> None:
+    def make(step: Step, alone: bool) -> None:
         processors = free.get()
         try:
             print(f"{step.name}: begins", flush=True)
-            seconds = book.make(step, command(step), lock, processors)
+            seconds = book.make(step, command(step), lock, None if alone else processors)
             print(f"{step.name}: {seconds / 60:.1f} min", flush=True)
         finally:
             free.put(processors)
@@ -136,7 +138,7 @@ def make_all(
                 if book.finished(step):
                     print(f"{step.name}: is there", flush=True)
                 else:
-                    running[pool.submit(make, step)] = step
+                    running[pool.submit(make, step, not running and is_alone(step, waiting))] = step
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
                 del running[ended]
                 try:
@@ -144,6 +146,16 @@ def make_all(
                 except BaseException:
                     book.stop()
                     raise
+
+
+def is_alone(step: Step, waiting: Sequence[Step]) -> bool:
+    """Whether all that waits, in the order of the chain, waits for this step."""
+    later = {step.name}
+    for each in waiting:
+        if later.isdisjoint(each.after):
+            return False
+        later.add(each.name)
+    return True
 
 
 def shares(processors: Sequence[int], jobs: int) -> list[tuple[int, ...]]:

@@ -390,6 +390,13 @@ def test_what_runs_beside_a_failure_is_asked_to_stop(tmp_path):
     assert (tmp_path / "saved").exists() and not (tmp_path / "begun").exists()
 
 
+def test_what_nothing_can_run_beside_is_alone():
+    whole = steps()
+    alone = [step.name for place, step in enumerate(whole) if train_all.is_alone(step, whole[place + 1 :])]
+    assert alone[:3] == ["data", "tokenizer", "start"] and "speech_tokenizer" not in alone
+    assert alone[-4:] == ["prefer", "talker_dpo", "talker_speaker", "omni-tiny"]
+
+
 def test_processors_are_shared_out():
     assert train_all.shares([0, 1, 2, 3], 2) == [(0, 2), (1, 3)]
     assert train_all.shares([4, 5], 1) == [(4, 5)] and train_all.shares([0], 2) == [(0,), (0,)]
