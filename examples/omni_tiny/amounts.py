@@ -26,6 +26,8 @@ class Amounts:
     films: int = 2400
     chats: int = 24_000
     """Conversations for instruction tuning."""
+    readings: int = 20_000
+    """Texts that are typed, to be written again."""
     texts: int = 4000
     """Plain texts."""
     hard: int = 150

@@ -70,8 +70,8 @@ def steps(*, scale: float = 1.0, data: tuple[str, ...] = (), model: Given | None
     Args:
         scale: lengths of all runs are multiplied by this.
         data: more options of make_data.
-        model: None to begin with nothing. Of a model that is given, speech tokenizer, language and eyes stay, and
-            pretrain1 and talker_first are not run again.
+        model: None to begin with nothing. With a model that is given, language, eyes, pretrain1 and talker_first, which
+            begin with random parameters, are not run again.
     """
     # make_data goes on where it was
     made = Step("data", (), _own("make_data"), ("--to", ".", *data), COMPLETE, COMPLETE)
@@ -117,14 +117,22 @@ def _further(scale: float, model: Given) -> list[Step]:
         changes |= {"model-dtype": "float32", "optimizer.learning-rate": f"{rate:g}"}
         return replace(_run(name, after, scale, changes=changes), of=model.digest)
 
+    before, tokenizer = _codes("before", "voiced", model.path, ("data",)), f"runs/speech_tokenizer/{MODEL}"
+    recoded = _made("recoded", ("codes_before", "codes_voiced"), "recode", "--base", model.path,
+                    "--before", "coded_before.jsonl", "--after", "coded_voiced.jsonl", "--to", "recoded")
     return [
-        *(replace(step, of=model.digest) for step in _all_codes(model.path, "data")),
-        more("token2wav", "codes_voiced"),
+        replace(before, of=model.digest),
+        more("speech_tokenizer", "data"),
+        *_all_codes(tokenizer, "speech_tokenizer"),
+        replace(recoded, of=model.digest),
+        more("token2wav", "recoded", "codes_voiced", checkpoint="recoded"),
         more("vocoder", "data"),
         more("pretrain2", "data"),
         more("sft", "pretrain2", checkpoint=f"runs/pretrain2/{MODEL}"),
-        more("talker_icl", "sft", *_CODES, checkpoint=f"runs/sft/{MODEL}"),
-    ]
+        _made("tongue", ("sft", "recoded", "speech_tokenizer"), "join", "--base", f"runs/sft/{MODEL}", "--take",
+              "talker=recoded", f"speech_tokenizer={tokenizer}", "--to", "tongue"),
+        more("talker_icl", "tongue", *_CODES, checkpoint="tongue"),
+    ]  # fmt: skip
 
 
 def _preferred(scale: float) -> list[Step]:

@@ -145,6 +145,11 @@ def hard_text(rng: np.random.Generator) -> str:
     return capital(f"{first} {animal}, {second} {animal}, and {first} more {animal} {pick(rng, WHERE)} the {animal}.")
 
 
+def mixed_words(rng: np.random.Generator) -> str:
+    """Words of the grammar in no order: who repeats these has read each of them, and not only the pattern."""
+    return capital(" ".join(pick(rng, _WORDS) for _ in range(int(rng.integers(3, 10))))) + "."
+
+
 def texts(make: Callable[[np.random.Generator], str], seed: int, name: str, *, test: bool) -> Iterator[str]:
     """Endless texts of one side of the split, from one seed. For tests each text comes once."""
     seen: set[str] = set()
@@ -181,6 +186,14 @@ def _place(rng: np.random.Generator) -> str:
     return f"{pick(rng, WHERE)} the {pick(rng, PLACES)}"
 
 
+_WORDS = tuple(
+    sorted(
+        {
+            *(*DIGITS, *COLOURS, *SHAPES, *SHAPES.values(), *ANIMALS, *ANIMALS.values(), *ADJECTIVES, *THINGS, *PLACES),
+            *(*WHERE, *DOES, *DO, *(word.lower() for word in HANDS), *WAYS, *PEOPLE, *LIKES, *WHEN, *FEELS),
+        }
+    )
+)
 _TEMPLATES: tuple[Callable[[np.random.Generator], str], ...] = (
     lambda r: f"the {_animal(r)} {pick(r, DOES)} {_place(r)}.",
     lambda r: f"the {_animal(r)} {pick(r, DOES)} {_place(r)}, and the {_animal(r)} {pick(r, DOES)}.",

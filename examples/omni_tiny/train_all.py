@@ -271,8 +271,8 @@ class Book:
         self._write(step, facts)
         status, worked = self._call(command, lock, processors)
         signalled = self._asked
-        facts["seconds"] = round(facts["seconds"] + time.time() - started, 1)
-        facts["processor_seconds"] = round(facts["processor_seconds"] + worked, 1)
+        facts["seconds"] = round(facts["seconds"] + time.time() - started, 3)
+        facts["processor_seconds"] = round(facts["processor_seconds"] + worked, 3)
         there = (self.folder / step.result).exists()
         self._write(step, facts | ({"made": started} if there and status == 0 else {}))
         if status == 0 and there and signalled:

@@ -16,7 +16,7 @@ from examples.omni_tiny.chance import generator, pick
 from examples.omni_tiny.chats import Line, Media, Message
 from examples.omni_tiny.media import HELD_OUT_DIGITS, TALKER_RATE, Medium, said
 from examples.omni_tiny.questions import answer
-from examples.omni_tiny.sentences import DIGITS, hard_text, is_test, normal_words, reading_text, texts
+from examples.omni_tiny.sentences import DIGITS, hard_text, is_test, mixed_words, normal_words, reading_text, texts
 from examples.omni_tiny.voices import TALKER
 
 REFERENCES = 8  # recordings of each voice that may show it to Token2Wav; the first is the one of voices.json
@@ -157,10 +157,12 @@ class Training:
             yield chats.chat(generator(self.seed, "chats", index), self.media)
 
     def _reading_chats(self) -> Iterator[list[Message]]:
-        """The Thinker writes what it is asked to say."""
-        for index in range(self.amounts.chats // 6):
+        """The Thinker writes what it is asked to say. Of sentences alone it learns their patterns, and which words are
+        the likely ones."""
+        for index in range(self.amounts.readings):
             rng = generator(self.seed, "reading chats", index)
-            text = hard_text(rng) if rng.random() < 0.2 else reading_text(rng)
+            kind = rng.random()
+            text = mixed_words(rng) if kind < 0.3 else hard_text(rng) if kind < 0.45 else reading_text(rng)
             if not is_test(text):
                 yield chats.reading(rng, text)
 

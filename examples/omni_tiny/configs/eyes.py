@@ -22,8 +22,8 @@ config = RunConfig(
         system=None,
     ),
     freeze=("^thinker/(layers|final_norm)/",),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=4e-3, warmup_steps=50, total_steps=800),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=4e-3, warmup_steps=50, total_steps=4000),
     dtype="float32",
     remat="none",
-    save_every=200,
+    save_every=500,
 )

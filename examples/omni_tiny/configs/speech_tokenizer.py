@@ -18,17 +18,17 @@ config = RunConfig(
     checkpoint="start",
     output="runs/speech_tokenizer",
     data=DataConfig(
-        # the Talker's voices are in both, for it is their codes that are spoken: they count twice
-        sources=(SourceConfig("transcribed.jsonl"), SourceConfig("voiced.jsonl")),
+        # it is the Talker's voices whose codes are spoken: they are three fifths
+        sources=(SourceConfig("transcribed.jsonl"), *[SourceConfig("voiced.jsonl")] * 3),
         clip_seconds=4,
         rows=16,
         workers=1,
     ),
     held_out=(SourceConfig("held_out_recordings.jsonl"),),
     held_out_batches=4,
-    eval_every=200,
-    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=50, total_steps=800, weight_decay=0.01),
+    eval_every=400,
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=50, total_steps=2400, weight_decay=0.01),
     dtype="float32",
     remat="none",
-    save_every=200,
+    save_every=400,
 )
