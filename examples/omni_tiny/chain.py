@@ -118,13 +118,13 @@ def _further(scale: float, model: Given) -> list[Step]:
         return replace(_run(name, after, scale, changes=changes), of=model.digest)
 
     before, tokenizer = _codes("before", "voiced", model.path, ("data",)), f"runs/speech_tokenizer/{MODEL}"
-    recoded = _made("recoded", ("codes_before", "codes_voiced"), "recode", "--base", model.path,
-                    "--before", "coded_before.jsonl", "--after", "coded_voiced.jsonl", "--to", "recoded")
+    files = "--before", "coded_before.jsonl", "--after", "coded_voiced.jsonl"
+    recoded = ("codes_before", "codes_voiced"), "recode", "--base", model.path, *files, "--to", "recoded"
     return [
         replace(before, of=model.digest),
         more("speech_tokenizer", "data"),
         *_all_codes(tokenizer, "speech_tokenizer"),
-        replace(recoded, of=model.digest),
+        replace(_made("recoded", *recoded), of=model.digest),
         more("token2wav", "recoded", "codes_voiced", checkpoint="recoded"),
         more("vocoder", "data"),
         more("pretrain2", "data"),

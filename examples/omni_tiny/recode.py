@@ -1,6 +1,6 @@
 """What has learnt to read and to say codes goes on with those of a tokenizer that has learnt more.
 
-    python -m examples.omni_tiny.recode --base omni_tiny --before coded_before.jsonl --after coded_voiced.jsonl --to recoded
+    python -m examples.omni_tiny.recode --base omni_tiny --before a.jsonl --after b.jsonl --to recoded
 
 A speech tokenizer that is trained further gives the same sound other codes. Both have coded the same recordings, so it
 is known how often each new code stands where each old one stood. A new code begins as the mean of those old ones, by
@@ -78,7 +78,7 @@ def old_shares(before: JsonLines, after: JsonLines, codes: int) -> Float[np.ndar
         DataError: not the same recordings, or other numbers of codes.
     """
     if len(before) != len(after):
-        raise DataError(f"{before.path} has {len(before)} recordings, {after.path} has {len(after)}. Code the same ones.")
+        raise DataError(f"{before.path} has {len(before)} recordings, {after.path} {len(after)}. Code the same ones.")
     counts = np.zeros((codes, codes))
     for place in range(len(after)):
         old, new = before.value(place), after.value(place)
