@@ -26,8 +26,8 @@ class Amounts:
     films: int = 2400
     chats: int = 24_000
     """Conversations for instruction tuning."""
-    readings: int = 20_000
-    """Texts that are typed, to be written again."""
+    read_aloud: int = 20_000
+    """Requests to say a typed text, before those are left out whose text is one of the tests'."""
     texts: int = 4000
     """Plain texts."""
     hard: int = 150

@@ -70,8 +70,8 @@ def steps(*, scale: float = 1.0, data: tuple[str, ...] = (), model: Given | None
     Args:
         scale: lengths of all runs are multiplied by this.
         data: more options of make_data.
-        model: None to begin with nothing. With a model that is given, language, eyes, pretrain1 and talker_first, which
-            begin with random parameters, are not run again.
+        model: None to begin with nothing. With a model that is given, what only leads up to one is left out: tokenizer,
+            start, sounding, language, lips, talker_first, eyes, senses and pretrain1.
     """
     # make_data goes on where it was
     made = Step("data", (), _own("make_data"), ("--to", ".", *data), COMPLETE, COMPLETE)
@@ -118,13 +118,15 @@ def _further(scale: float, model: Given) -> list[Step]:
         return replace(_run(name, after, scale, changes=changes), of=model.digest)
 
     before, tokenizer = _codes("before", "voiced", model.path, ("data",)), f"runs/speech_tokenizer/{MODEL}"
-    files = "--before", "coded_before.jsonl", "--after", "coded_voiced.jsonl"
-    recoded = ("codes_before", "codes_voiced"), "recode", "--base", model.path, *files, "--to", "recoded"
     return [
         replace(before, of=model.digest),
         more("speech_tokenizer", "data"),
         *_all_codes(tokenizer, "speech_tokenizer"),
-        replace(_made("recoded", *recoded), of=model.digest),
+        replace(
+            _made("recoded", ("codes_before", "codes_voiced"), "recode", "--base", model.path, "--before",
+                  "coded_before.jsonl", "--after", "coded_voiced.jsonl", "--to", "recoded"),
+            of=model.digest,
+        ),
         more("token2wav", "recoded", "codes_voiced", checkpoint="recoded"),
         more("vocoder", "data"),
         more("pretrain2", "data"),

@@ -3,11 +3,13 @@
     python -m examples.omni_tiny.recode --base omni_tiny --before a.jsonl --after b.jsonl --to recoded
 
 A speech tokenizer that is trained further gives the same sound other codes. Both have coded the same recordings, so it
-is known how often each new code stands where each old one stood. A new code begins as the mean of those old ones, by
-Token2Wav and by the Talker, which reads and says them. Codes that no recording has stay as they are.
+is known how often each new code stands where each old one stood. A new code begins as the mean of those old ones: its
+embeddings in Token2Wav and in the Talker, and its column of the Talker's head. Code 0 of Token2Wav, which also says
+that nothing is told, stays as it is, and so do codes that no recording has.
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,8 +23,6 @@ from input_pipeline.clip_files import codes_of
 from input_pipeline.jsonl import JsonLines
 from omni_jax.errors import DataError, OmniError
 
-ROWS = (("dit", "codes", "embedding"), ("talker", "embed", "embedding"))  # a row for each code
-COLUMNS = (("talker", "codec_head", "kernel"),)
 UNTOLD = 0  # the row that Token2Wav reads where it is told nothing, too
 
 
@@ -56,46 +56,74 @@ def main(args: Args) -> None:
     from omni_jax.training.checkpoints_model import save_model
 
     model = read_config(args.base)
-    codes = model.token2wav_config.dit_config.num_embeds
-    shares = old_shares(JsonLines(args.before), JsonLines(args.after), codes)
-    parts: dict[str, Any] = restore_params(args.base, model, components=("dit", "talker"))
-    for part, module, name in (*ROWS, *COLUMNS):
-        table = np.asarray(parts[part][module][name])
-        if (part, module, name) in COLUMNS:
-            parts[part][module][name] = recoded(table.T, shares).T
-        else:
-            parts[part][module][name] = recoded(table, shares, kept=(UNTOLD,) if part == "dit" else ())
+    counts = together(JsonLines(args.before), JsonLines(args.after), model.token2wav_config.dit_config.num_embeds)
+    parts = with_codes(restore_params(args.base, model, components=("dit", "talker")), counts)
     about = {"recoded": {key: str(value) for key, value in vars(args).items()}}
-    save_model(args.to, parts, model, source=args.base, mesh=make_mesh(fsdp=1), about=about)
-    known = shares.sum(axis=1) > 0
-    print(f"{known.sum()} codes begin as those before, {np.diag(shares)[known].mean():.0%} as themselves, in {args.to}")
+    # a mean of rounded numbers need not be rounded again: it is trained next
+    save_model(args.to, parts, model, source=args.base, mesh=make_mesh(fsdp=1), dtype="float32", about=about)
+    kept = np.trace(counts) / counts.sum()
+    print(
+        f"{(counts.sum(axis=1) > 0).sum()} codes begin as those before, {kept:.0%} of places keep theirs, in {args.to}"
+    )
 
 
-def old_shares(before: JsonLines, after: JsonLines, codes: int) -> Float[np.ndarray, "V V"]:
-    """At [new, old], how often an old code stands where that new one does, as a share; zeros for codes that never come.
+def together(before: JsonLines, after: JsonLines, codes: int) -> Float[np.ndarray, "V V"]:
+    """At [new, old], how often the old code stands where the new one does.
 
     Raises:
-        DataError: not the same recordings, or other numbers of codes.
+        DataError: not the same recordings, a line without codes, or a code beyond `codes`.
     """
     if len(before) != len(after):
         raise DataError(f"{before.path} has {len(before)} recordings, {after.path} {len(after)}. Code the same ones.")
     counts = np.zeros((codes, codes))
     for place in range(len(after)):
-        old, new = before.value(place), after.value(place)
-        if old["audio"] != new["audio"] or len(old["codes"]) != len(new["codes"]):
-            raise DataError(f"{after.path}:{place + 1} is another recording than in {before.path}. Code the same ones.")
-        np.add.at(counts, (codes_of(new), codes_of(old)), 1)
-    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        old, new = _coded(before, place, codes), _coded(after, place, codes)
+        if old[0] != new[0] or len(old[1]) != len(new[1]):
+            raise DataError(f"{after.where(place)} is no recording of {before.where(place)}. Code the same ones.")
+        np.add.at(counts, (new[1], old[1]), 1)
+    return counts
 
 
-def recoded(table: np.ndarray, shares: Float[np.ndarray, "V V"], kept: tuple[int, ...] = ()) -> np.ndarray:
-    """`table` [W, E] whose first V rows are the means of its old ones; rows `kept` and of no code stay."""
-    known = shares.sum(axis=1) > 0
-    known[list(kept)] = False
-    codes = min(len(shares), len(table))
+def _coded(lines: JsonLines, place: int, codes: int) -> tuple[Any, np.ndarray]:
+    """Which recording it is, and its codes."""
+    line = lines.value(place)
+    try:
+        return line.get("audio"), codes_of(line, codes)
+    except DataError as error:
+        raise DataError(f"{lines.where(place)}: {error}") from error
+
+
+def with_codes(parts: Mapping[str, Any], counts: Float[np.ndarray, "V V"]) -> dict[str, Any]:
+    """Parameters of Token2Wav's DiT and of the Talker, whose codes are new ones; see `together` for `counts`."""
+    dit, talker = parts["dit"], parts["talker"]
+    rows, head = talker["embed"]["embedding"], np.asarray(talker["codec_head"]["kernel"]).T
+    return {
+        "dit": {**dit, "codes": {"embedding": recoded(dit["codes"]["embedding"], counts, kept=(UNTOLD,))}},
+        "talker": {
+            **talker,
+            "embed": {"embedding": recoded(rows, counts)},
+            "codec_head": {**talker["codec_head"], "kernel": recoded(head, counts).T},
+        },
+    }
+
+
+def recoded(
+    table: Float[np.ndarray, "W E"], counts: Float[np.ndarray, "V V"], kept: tuple[int, ...] = ()
+) -> Float[np.ndarray, "W E"]:
+    """`table`, float32, whose first V rows are the means of its old ones; rows `kept` and of no code stay.
+
+    Raises:
+        DataError: there are fewer rows than codes.
+    """
     found = np.array(table, np.float32)
-    found[:codes][known[:codes]] = (shares[:codes, :codes] @ found[:codes])[known[:codes]]
-    return found.astype(table.dtype)
+    if len(found) < len(counts):
+        raise DataError(f"embeddings of size {found.shape} cannot hold {len(counts)} codes.")
+    many = counts.sum(axis=1, keepdims=True)
+    known = many[:, 0] > 0
+    known[list(kept)] = False
+    means = (counts / np.maximum(many, 1)) @ found[: len(counts)]
+    found[: len(counts)][known] = means[known]
+    return found
 
 
 if __name__ == "__main__":

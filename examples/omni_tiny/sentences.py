@@ -146,7 +146,8 @@ def hard_text(rng: np.random.Generator) -> str:
 
 
 def mixed_words(rng: np.random.Generator) -> str:
-    """Words of the grammar in no order: who repeats these has read each of them, and not only the pattern."""
+    """Three to nine words and phrases of the grammar in no order ("on top of", "my brother"): none can be guessed from
+    the others."""
     return capital(" ".join(pick(rng, _WORDS) for _ in range(int(rng.integers(3, 10))))) + "."
 
 

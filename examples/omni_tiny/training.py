@@ -157,9 +157,9 @@ class Training:
             yield chats.chat(generator(self.seed, "chats", index), self.media)
 
     def _reading_chats(self) -> Iterator[list[Message]]:
-        """The Thinker writes what it is asked to say. Of sentences alone it learns their patterns, and which words are
-        the likely ones."""
-        for index in range(self.amounts.readings):
+        """The Thinker writes what it is asked to say. From sentences alone it would learn their patterns and guess the
+        likely word; so three of ten texts are words in no order."""
+        for index in range(self.amounts.read_aloud):
             rng = generator(self.seed, "reading chats", index)
             kind = rng.random()
             text = mixed_words(rng) if kind < 0.3 else hard_text(rng) if kind < 0.45 else reading_text(rng)

@@ -5,7 +5,7 @@ No voice is needed: sounds are short tones in place of speech, and the handwriti
 
 import dataclasses
 import json
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ from tests.input_pipeline.training_data import PROCESSOR, ROOM, context
 
 FEW = Amounts(
     talker_fast=40, talker_kokoro=20, hearing_fast=40, hearing_kokoro=20, questions=1, digits=2, human=40,
-    digit_pictures=40, shape_pictures=40, films=20, chats=60, readings=60, texts=40, hard=20,
+    digit_pictures=40, shape_pictures=40, films=20, chats=60, read_aloud=60, texts=40, hard=20,
 )  # fmt: skip
 LABELS = np.tile(np.arange(10), 120).astype(np.uint8)  # of 1,200 digits, the first 1,000 held out
 HANDWRITING = np.zeros((len(LABELS), 28, 28), np.uint8)
@@ -104,6 +104,20 @@ def test_no_test_sentence_is_ever_learnt(learnt, training, held_out_sets):
     learned |= {text.removeprefix(prompt) for text in learned for prompt in prompts}
     assert len(wanted) > 500 and len(learned) > 200
     assert not wanted & learned
+
+
+def test_some_of_what_is_repeated_is_in_no_order(learnt):
+    usual = [sentences.normal_words(sentences.reading_text(np.random.default_rng(seed))) for seed in range(3000)]
+    words, pairs = {word for text in usual for word in text}, {pair for text in usual for pair in pairwise(text)}
+
+    def is_mixed(text: str) -> bool:
+        found = sentences.normal_words(text)
+        return len(set(found)) > 2 and sum(pair not in pairs for pair in pairwise(found)) > len(found) / 2
+
+    drawn = [sentences.mixed_words(np.random.default_rng(seed)) for seed in range(300)]
+    assert {word for text in drawn for word in sentences.normal_words(text)} <= words
+    assert np.mean([is_mixed(text) for text in drawn]) > 0.7
+    assert 0.1 < np.mean([is_mixed(texts_of(line)[-1]) for line in learnt["read_aloud"]]) < 0.5
 
 
 def test_what_is_read_and_heard_is_of_the_side_of_training(learnt, training):

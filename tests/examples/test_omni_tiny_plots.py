@@ -78,10 +78,12 @@ def test_people_are_one_source(folder):
 
 def test_times_are_those_of_the_steps(folder):
     write_time(folder, "sft_without_theo", 3600.0)
+    write_time(folder, "recoded", 120.0)  # of a model that is trained further
     assert cells(plots.spent(Told(folder).times)) == [
         ["speech_tokenizer", "10.0", "1.5"],
         ["pretrain2, not ended", "1.0", "1.5"],
-        ["together", "11", "3"],
+        ["recoded, not ended", "2.0", "1.5"],
+        ["together", "13", "4"],
         ["sft_without_theo, not ended", "60.0", "1.5"],
     ]
 

@@ -35,7 +35,7 @@ from tests.input_pipeline.media_files import tone
 
 FEW = Amounts(
     talker_fast=40, talker_kokoro=20, hearing_fast=40, hearing_kokoro=20, questions=1, digits=2, human=40,
-    digit_pictures=40, shape_pictures=40, films=20, chats=60, texts=40, hard=20,
+    digit_pictures=40, shape_pictures=40, films=20, chats=60, read_aloud=60, texts=40, hard=20,
 )  # fmt: skip
 PARTS = ("speech_tokenizer", "speaker_encoder", "dit", "bigvgan")
 LABELS = np.tile(np.arange(10), 120).astype(np.uint8)
@@ -179,6 +179,17 @@ def test_configurations_begin_with_what_is_made_before_and_learn_from_what_there
         assert f"{voice}.jsonl" in by_name[f"codes_{name}"].options and f"{voice}.jsonl" in lines
 
 
+def before(step: Step, all_steps: list[Step]) -> set[str]:
+    """Names of all steps that have ended when this one begins."""
+    after = {each.name: each.after for each in all_steps}
+    found, open_names = set(), list(step.after)
+    while open_names:
+        name = open_names.pop()
+        found.add(name)
+        open_names.extend(after[name])
+    return found
+
+
 def test_a_model_is_trained_further_by_the_stages_that_can_go_on():
     one = chain.Given("/model", "0123456789abcdef")
     done, given = set(), steps(model=one)
@@ -194,8 +205,11 @@ def test_a_model_is_trained_further_by_the_stages_that_can_go_on():
         follows = dict(zip(step.options, step.options[1:]))
         start = follows.get("--checkpoint") or (load_config(step.config).checkpoint if step.config else None)
         assert start in {None, "/model", *made}
-        taken = {word.partition("=")[2] for word in step.options if "=runs/" in word}
-        assert taken | {follows.get("--base")} - {None} <= {"/model", *made}
+        reads = set(follows.values()) | {word.partition("=")[2] for word in step.options if "=" in word}
+        makers = {each.name for each in given if each.result in reads and each is not step}
+        assert makers <= before(step, given) and follows.get("--base") in {None, "/model", *made}
+    tongue = next(step for step in given if step.name == "tongue").options
+    assert {"talker=recoded", "speech_tokenizer=runs/speech_tokenizer/model"} < set(tongue)
     # a model that is moved is the same one, another one is not, and learns from other batches
     moved, other = (steps(model=chain.Given("/new", digest)) for digest in (one.digest, "f" * 64))
     assert [step.fingerprint for step in moved] == [step.fingerprint for step in given]
@@ -206,12 +220,12 @@ def test_a_model_is_trained_further_by_the_stages_that_can_go_on():
 def test_the_stages_of_a_model_that_is_given_are_read_by_the_command():
     one = chain.Given("/model", "0123456789abcdef")
     for step in steps(model=one, scale=0.5):
-        if step.name in ("pretrain2", "talker_icl"):
+        if step.name in ("speech_tokenizer", "token2wav", "pretrain2", "talker_icl"):
             config = parse(step.options[1:]).run
             usual = load_config(step.config)
             assert config.seed == config.data.seed == one.seed != usual.seed
             assert config.optimizer.learning_rate == pytest.approx(usual.optimizer.learning_rate / 2)
-            assert config.model_dtype == "float32" and config.checkpoint in ("/model", "tongue")
+            assert config.model_dtype == "float32" and config.checkpoint in ("/model", "recoded", "tongue")
 
 
 def test_who_is_left_out_cannot_be_of_a_model_that_has_heard_everybody(tmp_path):

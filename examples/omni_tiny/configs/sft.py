@@ -4,7 +4,7 @@
 
 As configs/sft.py, but the encoders go on learning: they have seen far too little to stay as they are.
 Ours: sizes, optimiser, rates, steps. Transcripts stay in the mixture, for the Thinker's hearing ranks speech for
-talker_dpo.
+talker_dpo; and captions, for they say all that can be asked about a picture or film in one answer.
 """
 
 from input_pipeline.training_batch import RowShape
@@ -28,7 +28,7 @@ config = RunConfig(
             *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.015) for name in HUMANS),
             SourceConfig("video_audio.jsonl", weight=0.06),
         ),
-        shape=RowShape(tokens=512, audio_blocks=8, patches=192),
+        shape=RowShape(tokens=512, audio_blocks=8, patches=128),
         rows=4,
         workers=1,
     ),
@@ -36,7 +36,7 @@ config = RunConfig(
     optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=30, total_steps=700),
     dtype="float32",
     remat="none",
-    save_every=200,
+    save_every=175,
     prompts=("Please say: The red dog has four apples.", "Who are you?"),
-    sample_every=350,
+    sample_every=175,
 )
