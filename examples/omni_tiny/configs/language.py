@@ -4,6 +4,8 @@
 
 Paper: section 3 begins with a Qwen2.5; at this size there is none, so one is trained before it is frozen.
 Ours: everything. What it learns to repeat from text it will repeat from sound: pretrain1 shows it embeddings only.
+With words in no order among what is repeated (training.py) it cannot guess, and learns to look: of sentences alone it
+wrote "Put the orange picture" for "Put the orange cup".
 """
 
 from input_pipeline.training_batch import RowShape
@@ -16,12 +18,12 @@ config = RunConfig(
     checkpoint="start",
     output="runs/language",
     data=DataConfig(
-        sources=(SourceConfig("text.jsonl", weight=0.25), SourceConfig("read_aloud.jsonl", weight=0.75)),
+        sources=(SourceConfig("text.jsonl", weight=0.15), SourceConfig("read_aloud.jsonl", weight=0.85)),
         shape=RowShape(tokens=512),
         rows=4,
         workers=1,
     ),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=20, total_steps=220),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=20, total_steps=460),
     dtype="float32",
     remat="none",
     save_every=100,

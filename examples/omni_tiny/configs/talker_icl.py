@@ -24,7 +24,7 @@ config = RunConfig(
         workers=1,
     ),
     freeze=("^thinker/", "^audio_encoder/", "^vision_encoder/"),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=20, total_steps=190),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=20, total_steps=340),
     dtype="float32",
     remat="none",
     save_every=60,
