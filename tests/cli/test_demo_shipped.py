@@ -12,7 +12,7 @@ from omni_jax.presets import preset
 
 MOST_BYTES = 60_000_000
 # It is trained for a part of its budget (docs/omni_tiny.md). Whoever trains it further takes out what it learns.
-WRONG = {"spoken-question", "film", "please-say"}
+WRONG = {"film"}
 
 
 def test_it_is_the_small_preset_and_fits_into_the_repository():
