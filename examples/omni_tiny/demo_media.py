@@ -7,13 +7,11 @@ Each scene is the first line of its test set that fits a rule below, whatever a 
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from tyro.conf import arg
 
 from examples.omni_tiny import packages
@@ -21,11 +19,12 @@ from examples.omni_tiny.chats import READ
 from examples.omni_tiny.files import whole
 from examples.omni_tiny.held_out import HeldOut, Line
 from examples.omni_tiny.media import Medium
+from examples.omni_tiny.program import run_main
 from examples.omni_tiny.questions import SOUNDS, objects
 from examples.omni_tiny.sentences import DIGITS
 from input_pipeline.jsonl import JsonLines
 from omni_jax.cli.demo_scenes import FILE, read_scenes, words
-from omni_jax.errors import DataError, OmniError
+from omni_jax.errors import DataError
 from omni_jax.evaluation.suites.tiny import CLASSES
 
 MOST_BYTES = 500_000
@@ -223,7 +222,4 @@ def _credits(scenes: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except OmniError as error:
-        sys.exit(f"error: {error}")
+    run_main(main, Args)

@@ -3,15 +3,14 @@
 python -m examples.omni_tiny.join --base runs/talker_icl/model --take dit=runs/token2wav/model --to speaking
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from tyro.conf import arg
 
+from examples.omni_tiny.program import run_main
 from omni_jax.errors import OmniError
 
 EARS = ("conv1", "conv2")  # beside the layers below the codes
@@ -77,7 +76,4 @@ def with_ears(encoder: Mapping[str, Any], hears: Mapping[str, Any]) -> dict[str,
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except OmniError as error:
-        sys.exit(f"error: {error}")
+    run_main(main, Args)

@@ -6,18 +6,16 @@ audio_text_without_theo.jsonl and sft_without_theo.jsonl have the lines of the t
 much human speech as before, and nothing of theo.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import arg
 
 from examples.omni_tiny.files import write_lines
 from examples.omni_tiny.packages import FSDD_SPEAKERS
+from examples.omni_tiny.program import run_main
 from input_pipeline.jsonl import JsonLines
-from omni_jax.errors import OmniError
 
 KINDS = ("audio_text", "sft")  # files with lines of one person, KIND_PERSON.jsonl
 
@@ -58,7 +56,4 @@ def lines_without(kind: str, who: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except OmniError as error:
-        sys.exit(f"error: {error}")
+    run_main(main, Args)

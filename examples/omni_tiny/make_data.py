@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 from tyro.conf import arg
 
@@ -22,9 +21,9 @@ from examples.omni_tiny.amounts import Amounts
 from examples.omni_tiny.files import COMPLETE, folder_facts, remove_partial, whole, write_lines
 from examples.omni_tiny.held_out import HeldOut
 from examples.omni_tiny.media import Medium
+from examples.omni_tiny.program import run_main
 from examples.omni_tiny.training import Training
 from examples.omni_tiny.work import Places, make
-from omni_jax.errors import OmniError
 
 Group = Literal["talker", "questions", "digits", "hearing", "human", "pictures", "films", "tests", "lines"]
 
@@ -171,7 +170,4 @@ def _note(args: Args, group: str, facts: dict) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except OmniError as error:
-        sys.exit(f"error: {error}")
+    run_main(main, Args)

@@ -7,17 +7,16 @@ evaluations/NAME.json in the folder of the data.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import tyro
 from tyro.conf import arg
 
 from examples.omni_tiny.files import whole
+from examples.omni_tiny.program import run_main
 from examples.omni_tiny.runs import Curve, Points, Run, Spent, Told
 from omni_jax.errors import DataError, OmniError
 
@@ -220,7 +219,4 @@ def _thinned(points: Points) -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except OmniError as error:
-        sys.exit(f"error: {error}")
+    run_main(main, Args)

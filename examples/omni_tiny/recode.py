@@ -8,20 +8,19 @@ embeddings in Token2Wav and in the Talker, and its column of the Talker's head. 
 that nothing is told, stays as it is, and so do codes that no recording has.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import tyro
 from jaxtyping import Float
 from tyro.conf import arg
 
+from examples.omni_tiny.program import run_main
 from input_pipeline.clip_files import codes_of
 from input_pipeline.jsonl import JsonLines
-from omni_jax.errors import DataError, OmniError
+from omni_jax.errors import DataError
 
 UNTOLD = 0  # the row that Token2Wav reads where it is told nothing, too
 
@@ -127,7 +126,4 @@ def recoded(
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except OmniError as error:
-        sys.exit(f"error: {error}")
+    run_main(main, Args)

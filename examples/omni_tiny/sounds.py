@@ -8,20 +8,19 @@ the Talker, are what that mean is along the main directions in which codes diffe
 codes that no recording has. Code 0 is also what Token2Wav reads where it is told nothing, as in the published model.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import tyro
 from jaxtyping import Float
 from tyro.conf import arg
 
+from examples.omni_tiny.program import run_main
 from input_pipeline.clip_files import codes_of, load_sound
 from input_pipeline.jsonl import JsonLines
 from input_pipeline.speech_mel import MEL_24K, speech_mel
-from omni_jax.errors import DataError, OmniError
+from omni_jax.errors import DataError
 
 EMBEDDINGS = {"dit": ("codes", "embedding"), "talker": ("embed", "embedding")}  # rows are codes
 FRAMES = 2  # of mel to a code: 100 a second, and 50
@@ -112,7 +111,4 @@ def told(table: Float[np.ndarray, "V E"], features: Float[np.ndarray, "W K"]) ->
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except OmniError as error:
-        sys.exit(f"error: {error}")
+    run_main(main, Args)

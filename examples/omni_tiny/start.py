@@ -8,7 +8,6 @@ the last biases of sound (outset.py). The speech tokenizer is there from the beg
 
 import json
 import shutil
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,15 +15,14 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 import numpy as np
-import tyro
 from tyro.conf import arg
 
 from examples.omni_tiny.outset import output_biases
+from examples.omni_tiny.program import run_main
 from input_pipeline.media import load_audio
 from input_pipeline.voice_mel import RATE, voice_mel
 from omni_jax.config import DiscriminatorConfig, OmniConfig, ProcessorConfig
 from omni_jax.config_json import config_to_dict, read_json_object, write_processor_config
-from omni_jax.errors import OmniError
 from omni_jax.interop.assemble import Assembled, record_of, sizes_of
 from omni_jax.interop.assemble_config import published_form
 from omni_jax.interop.assemble_random import random_leaves
@@ -160,7 +158,4 @@ def read_voices(data: Path) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except OmniError as error:
-        sys.exit(f"error: {error}")
+    run_main(main, Args)

@@ -5,20 +5,19 @@
 Ids 0 ... 999 are text, 1000 and on the control tokens, as in the published order.
 """
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from tyro.conf import arg
 
 from examples.omni_tiny.files import whole
+from examples.omni_tiny.program import run_main
 from input_pipeline.chat import DEFAULT_SYSTEM_TEXT
 from input_pipeline.jsonl import JsonLines
 from input_pipeline.tokenizer import Tokenizer
-from omni_jax.errors import DataError, OmniError
+from omni_jax.errors import DataError
 from omni_jax.interop.random_tokenizer import write_tokenizer
 
 ROLES = "system\nuser\nassistant\n"
@@ -93,7 +92,4 @@ def check(tokenizer: Tokenizer, texts: Iterable[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except OmniError as error:
-        sys.exit(f"error: {error}")
+    run_main(main, Args)

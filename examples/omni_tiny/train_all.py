@@ -20,14 +20,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Annotated, Any, Literal
 
-import tyro
 from tyro.conf import arg
 
 from examples.omni_tiny.chain import Given, Step, left_out, steps
 from examples.omni_tiny.files import whole
 from examples.omni_tiny.packages import FSDD_SPEAKERS
+from examples.omni_tiny.program import run_main
 from omni_jax.cli.folders import imported_checkpoint
-from omni_jax.errors import ConfigError, DataError, OmniError
+from omni_jax.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 RECORDS = "steps"  # what was made from what
@@ -328,8 +328,6 @@ class Book:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Args))
-    except OmniError as error:
-        sys.exit(f"error: {error}")
+        run_main(main, Args)
     except KeyboardInterrupt:
         sys.exit(130)
