@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields, replace
 class Amounts:
     """Numbers of files or lines. The time goes into Kokoro, 1.5 s a clip on one processor, and joe, 0.25 s."""
 
-    talker_fast: int = 1500
-    """Sentences that heart and joe read, each."""
+    talker_fast: int = 3000
+    """Texts that heart and joe read, each; all but the first hundred are others."""
     talker_kokoro: int = 200
-    """Sentences that emma and onyx read, each; the first of the same ones."""
+    """Texts that emma and onyx read, each; the first of heart's."""
     hearing_fast: int = 7200
     """Clips of the nine fast voices, to hear."""
     hearing_kokoro: int = 200

@@ -19,6 +19,7 @@ from examples.omni_tiny.questions import answer
 from examples.omni_tiny.sentences import DIGITS, hard_text, is_test, mixed_words, normal_words, reading_text, texts
 from examples.omni_tiny.voices import TALKER
 
+SHARED = 100  # readings that all voices have, where there are as many
 REFERENCES = 8  # recordings of each voice that may show it to Token2Wav; the first is the one of voices.json
 
 
@@ -78,9 +79,10 @@ class Training:
 
     @cached_property
     def readings(self) -> list[tuple[str, list[Message]]]:
-        """What the Talker's voices read, with the conversation that it ends: two of five are answers, the others are
-        read because the user asks for it. No text comes twice."""
-        wanted, found = self.amounts.talker_fast, {}
+        """What the Talker's voices read, with the conversation that it ends: a quarter are answers, the others are read
+        because the user asks for it, a third of all are words in no order. No text comes twice; short ones that are
+        answered often come first."""
+        wanted, found = 2 * self.amounts.talker_fast, {}
         for place, word in enumerate(DIGITS):
             rng = generator(self.seed, "digit answers", place)
             clip = pick(rng, [clip for clip in self.digits if clip.facts["heard"] == word])
@@ -91,7 +93,11 @@ class Training:
         index = 0
         while len(found) < wanted:
             rng = generator(self.seed, "readings", index)
-            talk = chats.chat(rng, self.media) if rng.random() < 0.4 else chats.reading(rng, reading_text(rng))
+            kind = rng.random()
+            if kind < 0.25:
+                talk = chats.chat(rng, self.media)
+            else:
+                talk = chats.reading(rng, mixed_words(rng) if kind < 0.58 else reading_text(rng))
             text = talk[-1]["content"]
             if not is_test(text) and text not in found:
                 found[text] = talk
@@ -99,13 +105,21 @@ class Training:
         return list(found.items())[:wanted]
 
     @cached_property
+    def read_by(self) -> dict[str, list[tuple[str, list[Message]]]]:
+        """Readings of each voice. heart and joe share the first ones only: what one has read, the other need not, and
+        of more texts more is learnt. emma and onyx read the first of heart's."""
+        count, slow = self.amounts.talker_fast, self.amounts.talker_kokoro
+        shared = min(SHARED, count)
+        joe = self.readings[:shared] + self.readings[count : 2 * count - shared]
+        heart = self.readings[:count]
+        return {"heart": heart, "joe": joe, "emma": heart[:slow], "onyx": heart[:slow]}
+
+    @cached_property
     def talker(self) -> dict[str, list[Medium]]:
-        """Recordings of each voice, of the first of the readings."""
-        amounts = {"heart": self.amounts.talker_fast, "joe": self.amounts.talker_fast}
+        """Recordings of each voice, of its readings."""
         found = {}
-        for voice, engine in TALKER.items():
-            count = amounts.get(voice, self.amounts.talker_kokoro)
-            recipes = [{"voice": engine, "text": text, "rate": TALKER_RATE} for text, _ in self.readings[:count]]
+        for voice, readings in self.read_by.items():
+            recipes = [{"voice": TALKER[voice], "text": text, "rate": TALKER_RATE} for text, _ in readings]
             found[voice] = [said(recipe, text=recipe["text"]) for recipe in recipes]
         return found
 
@@ -176,7 +190,7 @@ class Training:
                 yield chats.turns(rng, self.media, clip, ["repeat"])
 
     def _spoken(self, voice: str) -> Iterator[list[Message]]:
-        for (text, talk), clip in zip(self.readings, self.talker[voice], strict=False):
+        for (text, talk), clip in zip(self.read_by[voice], self.talker[voice], strict=True):
             yield [*talk[:-1], chats.assistant(text, voice, clip.path)]
 
     def _hard(self) -> Iterator[Line]:

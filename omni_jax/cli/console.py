@@ -1,5 +1,7 @@
 """What all subcommands share: output, a progress bar, orderly errors, and the compilation cache."""
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import sys
@@ -16,6 +18,7 @@ from omni_jax.errors import OmniError
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, as of any program whose reader has gone
 
+_LEVEL = "--xla_backend_optimization_level"
 DEBUG_VARIABLE, CACHE_VARIABLE = "OMNI_JAX_DEBUG", "OMNI_JAX_CACHE"
 
 
@@ -134,6 +137,26 @@ class Progress:
             if self._stop.wait(0.2):
                 bar.close()
                 return
+
+
+def compile_quickly() -> None:
+    """Call before JAX is imported: where there is only a CPU, programs are optimised at LLVM's level 1 instead of 3.
+
+    For small models: those of the demo compile sooner, and run no slower (docs/omni_tiny.md). What the user has set in
+    XLA_FLAGS goes before it. Nothing happens once JAX is imported, for it reads its flags only once.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "jax" not in sys.modules and _LEVEL not in flags and _only_cpu():
+        os.environ["XLA_FLAGS"] = f"{flags} {_LEVEL}=1".strip()
+
+
+def _only_cpu() -> bool:
+    """Whether JAX is told to use the CPU, or has no plugin for another device."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms.lower() == "cpu"
+    plugins = any(importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))
+    return not plugins and not importlib.metadata.entry_points(group="jax_plugins")
 
 
 def setup_jax() -> None:

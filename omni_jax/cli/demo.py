@@ -60,6 +60,7 @@ class DemoArgs:
 def run(args: DemoArgs) -> int:
     started = time.perf_counter()
     scenes, target, checkpoint = _scenes(args), _target(args), _checkpoint(args)
+    console.compile_quickly()
     console.setup_jax()
     from omni_jax.cli.demo_page import Setting, page
     from omni_jax.cli.demo_play import Player, exact_products

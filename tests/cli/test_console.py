@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import time
 
 import jax
@@ -100,3 +103,32 @@ def test_a_folder_that_cannot_be_written_is_not_fatal(no_cache, monkeypatch, tmp
     console.setup_jax()
     assert jax.config.jax_compilation_cache_dir is None
     assert "cannot be written" in capsys.readouterr().err
+
+
+_LEVEL = "--xla_backend_optimization_level"
+_FLAGS = """
+import os, sys
+from omni_jax.cli import console
+if "imported" in sys.argv:
+    import jax
+console.compile_quickly()
+print(os.environ.get("XLA_FLAGS", ""))
+"""
+
+
+@pytest.mark.parametrize(
+    ("platforms", "flags", "words", "expected"),
+    [
+        ("cpu", "", (), f"{_LEVEL}=1"),
+        ("CPU", "--xla_dump_to=there", (), f"--xla_dump_to=there {_LEVEL}=1"),
+        ("cpu", f"{_LEVEL}=3", (), f"{_LEVEL}=3"),
+        ("tpu,cpu", "", (), ""),
+        ("cpu", "", ("imported",), ""),  # too late: JAX reads its flags once
+    ],
+)
+def test_programs_compile_quickly_on_a_cpu_alone(platforms, flags, words, expected):
+    environment = os.environ | {"JAX_PLATFORMS": platforms, "XLA_FLAGS": flags}
+    command = [sys.executable, "-c", _FLAGS, *words]
+    assert (
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip() == expected
+    )
