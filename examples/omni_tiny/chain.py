@@ -155,7 +155,7 @@ def _preferred(scale: float) -> list[Step]:
     ]  # fmt: skip
 
 
-def left_out(who: str, *, scale: float = 1.0) -> list[Step]:
+def left_out(who: str, *, scale: float = 1.0, model: Given | None = None) -> list[Step]:
     """Steps to a Thinker that has never heard `who`, beside the chain: those stages again that hear people.
 
     runs/pretrain1_encoders, which they begin with, has heard synthetic speech only. They are half as long as usual, so
@@ -163,18 +163,31 @@ def left_out(who: str, *, scale: float = 1.0) -> list[Step]:
 
     Args:
         scale: as of `steps`.
+        model: a model that is given. Its Thinker has heard everybody; its speech tokenizer, whose lower layers become
+            the ears, nobody. So with these ears a Thinker learns from nothing to write transcripts.
     """
-    lines, after = f"lines_without_{who}", "pretrain1_encoders"
+    lines = f"lines_without_{who}"
     target = lines_without(KINDS[-1], who)
     found = [Step(lines, ("data",), _own("leave_out"), ("--data", ".", "--who", who), target, target)]
+    if model is not None:
+        start = _made("start", ("data",), "start", "--data", ".", "--tokenizer", model.path, "--to", "start")
+        ears = _made("ears", ("start",), "join", "--base", "start", "--ears", model.path, "--to", "ears")
+        found += [replace(step, of=model.digest) for step in (start, ears)]
+        return [*found, _without(who, "hearing", (lines, "ears"), "ears", scale)]
+    after = "pretrain1_encoders"
     for stage in LEFT_OUT:
-        name, sources = f"{stage}_without_{who}", load_config(CONFIGS / f"{stage}.py").data.sources
-        others = {lines_of(kind, who): lines_without(kind, who) for kind in KINDS}
-        changes = {f"data.sources.{i}.path": others[each.path] for i, each in enumerate(sources) if each.path in others}
-        changes |= {"checkpoint": f"runs/{after}/{MODEL}", "output": f"runs/{name}"}
-        found.append(_run(name, (lines, after), scale * SHORTER, stage, changes))
-        after = name
+        found.append(_without(who, stage, (lines, after), f"runs/{after}/{MODEL}", scale * SHORTER))
+        after = found[-1].name
     return found
+
+
+def _without(who: str, stage: str, after: tuple[str, ...], checkpoint: str, scale: float) -> Step:
+    """A run of `stage` with the lines of the others in the place of those of `who`."""
+    name, sources = f"{stage}_without_{who}", load_config(CONFIGS / f"{stage}.py").data.sources
+    others = {lines_of(kind, who): lines_without(kind, who) for kind in KINDS}
+    changes = {f"data.sources.{i}.path": others[each.path] for i, each in enumerate(sources) if each.path in others}
+    changes |= {"checkpoint": checkpoint, "output": f"runs/{name}"}
+    return _run(name, after, scale, stage, changes)
 
 
 def _is_place(word: str, following: str) -> bool:

@@ -71,7 +71,8 @@ class Args:
     data_python: Annotated[Path, arg(metavar="FILE")] = Path(sys.executable)
     """The Python that has the voices, where it is another one."""
     leave_out: Literal[FSDD_SPEAKERS] | None = None
-    """Instead of the chain, from its pretrain1 on: a Thinker that never hears this person, in runs/sft_without_NAME."""
+    """Instead of the chain: a Thinker that never hears this person, in runs/sft_without_NAME, from pretrain1 on; with
+    --model in runs/hearing_without_NAME, from the ears of its speech tokenizer."""
     model: Annotated[Path | None, arg(metavar="DIR")] = None
     """An Omni-tiny that is trained further, such as omni_jax/assets/omni_tiny; None begins with nothing."""
     jobs: int = 1
@@ -89,11 +90,9 @@ def main(args: Args) -> None:
     data = {"--fsdd": args.fsdd, "--tools": args.tools}
     options = [word for name, path in data.items() if path is not None for word in (name, str(path.resolve()))]
     options += [] if args.data_scale == 1 else ["--scale", str(args.data_scale)]
-    if args.model is not None and args.leave_out is not None:
-        raise ConfigError("--model has heard everybody, so --leave-out cannot begin with it. Leave one of them out.")
     model = None if args.model is None else given(args.model)
     chain = steps(scale=args.scale, data=tuple(options), model=model)
-    beside = [] if args.leave_out is None else left_out(args.leave_out, scale=args.scale)
+    beside = [] if args.leave_out is None else left_out(args.leave_out, scale=args.scale, model=model)
     wanted = selected(beside or chain, args.only, args.from_, args.until)
     if args.jobs < 1:
         raise ConfigError(f"--jobs {args.jobs} is out of range. Give 1 or more.")

@@ -82,7 +82,7 @@ class Training:
         """What the Talker's voices read, with the conversation that it ends: a quarter are answers, the others are read
         because the user asks for it, a third of all are words in no order. No text comes twice; short ones that are
         answered often come first."""
-        wanted, found = 2 * self.amounts.talker_fast, {}
+        wanted, found = self.amounts.talker_heart + self.amounts.talker_joe - self._shared, {}
         for place, word in enumerate(DIGITS):
             rng = generator(self.seed, "digit answers", place)
             clip = pick(rng, [clip for clip in self.digits if clip.facts["heard"] == word])
@@ -108,11 +108,14 @@ class Training:
     def read_by(self) -> dict[str, list[tuple[str, list[Message]]]]:
         """Readings of each voice. heart and joe share the first ones only: what one has read, the other need not, and
         of more texts more is learnt. emma and onyx read the first of heart's."""
-        count, slow = self.amounts.talker_fast, self.amounts.talker_kokoro
-        shared = min(SHARED, count)
-        joe = self.readings[:shared] + self.readings[count : 2 * count - shared]
-        heart = self.readings[:count]
+        first, own, slow = self.amounts.talker_joe, self.amounts.talker_joe - self._shared, self.amounts.talker_kokoro
+        heart = self.readings[:first] + self.readings[first + own :]
+        joe = self.readings[: self._shared] + self.readings[first : first + own]
         return {"heart": heart, "joe": joe, "emma": heart[:slow], "onyx": heart[:slow]}
+
+    @property
+    def _shared(self) -> int:
+        return min(SHARED, self.amounts.talker_joe)
 
     @cached_property
     def talker(self) -> dict[str, list[Medium]]:

@@ -44,7 +44,7 @@ from tests.input_pipeline.media_files import tone
 from tests.input_pipeline.training_data import PROCESSOR, ROOM, context
 
 FEW = Amounts(
-    talker_fast=40, talker_kokoro=20, hearing_fast=40, hearing_kokoro=20, questions=1, digits=2, human=40,
+    talker_heart=40, talker_joe=40, talker_kokoro=20, hearing_fast=40, hearing_kokoro=20, questions=1, digits=2, human=40,
     digit_pictures=40, shape_pictures=40, films=20, chats=60, read_aloud=60, texts=40, hard=20,
 )  # fmt: skip
 LABELS = np.tile(np.arange(10), 120).astype(np.uint8)  # of 1,200 digits, the first 1,000 held out

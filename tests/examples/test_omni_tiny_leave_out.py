@@ -104,6 +104,23 @@ def test_the_steps_follow_one_another_and_leave_the_chain_alone():
     ]
 
 
+def test_of_a_model_that_is_given_only_the_tokenizer_is_taken(training, folder):
+    """Its Thinker has heard everybody."""
+    model = chain.Given("/model", "0123456789abcdef")
+    lines, start, ears, hearing = left_out("theo", model=model)
+    assert [lines.name, hearing.name] == ["lines_without_theo", "hearing_without_theo"]
+    assert not {step.name for step in (start, ears, hearing)} & {step.name for step in steps(model=model)}
+    assert start.options[start.options.index("--tokenizer") + 1] == "/model"  # of text
+    assert ears.options[:4] == ("--base", "start", "--ears", "/model") and "--take" not in ears.options
+    config, usual = config_of(hearing), load_config(hearing.config)
+    assert config.checkpoint == ears.result and f"{config.output}/model" == hearing.result
+    assert config.optimizer.total_steps == usual.optimizer.total_steps
+    leave_out.main(leave_out.Args(folder, "theo"))
+    heard = "".join((folder / source.path).read_text() for source in config.data.sources)
+    assert not [path for path in human_paths(training, "theo") if path in heard]
+    assert [path for path in human_paths(training, "jackson") if path in heard]
+
+
 def test_they_wait_for_what_they_begin_with(tmp_path):
     beside = left_out("theo")
     book = Book(tmp_path, [*steps(), *beside])

@@ -1,0 +1,36 @@
+"""A Thinker that learns from nothing to write what is said, with given ears: for the person who is left out.
+
+    python -m examples.omni_tiny.train_all --model MODEL --leave-out theo
+
+Ours: that there is such a run. A model that is given has heard everybody, but its speech tokenizer, whose lower layers
+are the ears, only synthetic speech (examples/omni_tiny/chain.py).
+"""
+
+from input_pipeline.training_batch import RowShape
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
+from omni_jax.training.run_stages import ThinkerStage
+
+HUMANS = ("jackson", "nicolas", "theo", "yweweler")
+
+config = RunConfig(
+    stage=ThinkerStage(),
+    checkpoint="ears",
+    output="runs/hearing",
+    data=DataConfig(
+        sources=(
+            SourceConfig("audio_text.jsonl", weight=0.6),
+            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.1) for name in HUMANS),
+        ),
+        shape=RowShape(tokens=512, audio_blocks=12),
+        rows=4,
+        workers=1,
+        system=None,
+    ),
+    rates={"^thinker/(embed|lm_head)/": 0.5},
+    freeze=("^vision_encoder/",),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=50, total_steps=500),
+    dtype="float32",
+    remat="none",
+    save_every=100,
+)
