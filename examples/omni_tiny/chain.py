@@ -129,7 +129,12 @@ def _further(scale: float, model: Given) -> list[Step]:
         ),
         more("token2wav", "recoded", "codes_voiced", checkpoint="recoded"),
         more("vocoder", "data"),
-        more("pretrain2", "data"),
+        # what the tokenizer has learnt to hear since
+        replace(
+            _made("senses", ("speech_tokenizer",), "join", "--base", model.path, "--ears", tokenizer, "--to", "senses"),
+            of=model.digest,
+        ),
+        more("pretrain2", "senses", checkpoint="senses"),
         more("sft", "pretrain2", checkpoint=f"runs/pretrain2/{MODEL}"),
         _made("tongue", ("sft", "recoded", "speech_tokenizer"), "join", "--base", f"runs/sft/{MODEL}", "--take",
               "talker=recoded", f"speech_tokenizer={tokenizer}", "--to", "tongue"),

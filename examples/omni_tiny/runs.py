@@ -46,6 +46,7 @@ FIGURES: Mapping[type, Mapping[str, str]] = {
     DpoStage: {"accuracy": "pairs in the right order", "margin": "margin of rewards", "sft": "nats a code"},
 }
 
+_ANY = Given("", "0")  # a model that is trained further
 Points = tuple[tuple[int, float], ...]  # (step, value)
 
 
@@ -102,13 +103,17 @@ class Told:
 
     @cached_property
     def steps(self) -> list[Step]:
-        return [*self._chain.values(), *(step for who in FSDD_SPEAKERS for step in left_out(who))]
+        beside = (step for who in FSDD_SPEAKERS for model in (None, _ANY) for step in left_out(who, model=model))
+        found = dict(self._chain)
+        for step in beside:
+            found.setdefault(step.name, step)
+        return list(found.values())
 
     @cached_property
     def _chain(self) -> dict[str, Step]:
         """From nothing, or from a model that is given: a folder has steps of one of the two, most of the same names."""
         found = {step.name: step for step in steps()}
-        return found | {step.name: step for step in steps(model=Given("", "0")) if step.name not in found}
+        return found | {step.name: step for step in steps(model=_ANY) if step.name not in found}
 
     @property
     def runs(self) -> list[Run]:

@@ -20,6 +20,8 @@ from examples.omni_tiny.sentences import DIGITS, hard_text, is_test, mixed_words
 from examples.omni_tiny.voices import TALKER
 
 SHARED = 100  # readings that all voices have, where there are as many
+HEARD = 1000  # recordings of each of the Talker's voices that the Thinker hears, beside all others
+REPEATED = {"emma": 4, "onyx": 4}  # times that a recording comes in voiced.jsonl
 REFERENCES = 8  # recordings of each voice that may show it to Token2Wav; the first is the one of voices.json
 
 
@@ -141,7 +143,7 @@ class Training:
     def lines(self) -> dict[str, Iterator[Line]]:
         """The lines of each file, by its name without ending."""
         found = {
-            "audio_text": _talks(chats.transcription(clip) for clip in self._heard()),
+            "audio_text": _talks(chats.transcription(clip) for clip in self._heard(HEARD)),
             "image_text": _talks(chats.caption(each) for each in (*self.digit_pictures, *self.shape_pictures)),
             "video_audio": _talks(chats.caption(film) for film in self.films),
             "text": self._texts(),
@@ -149,7 +151,7 @@ class Training:
             "read_aloud": _talks(self._reading_chats()),
             "hard_prompts": self._hard(),
             "transcribed": ({"audio": clip.path, "text": clip.facts["text"]} for clip in self._heard()),
-            "recordings": ({"audio": clip.path} for clips in self.talker.values() for clip in clips),
+            "recordings": ({"audio": line["audio"]} for line in self._voiced()),
             "voiced": self._voiced(),
         }
         for who, clips in self.human.items():
@@ -159,11 +161,18 @@ class Training:
             found[f"spoken_{voice}"] = _talks(self._spoken(voice))
         return found
 
-    def _heard(self) -> Iterator[Medium]:
-        """All synthetic speech: what was made to be heard, single digits, questions, and the Talker's voices."""
+    def _heard(self, most: int | None = None) -> Iterator[Medium]:
+        """All synthetic speech: what was made to be heard, single digits, questions, and the Talker's voices.
+
+        Args:
+            most: recordings of each of the Talker's voices; None for all. The Thinker is to understand strangers, and
+                those are many.
+        """
         groups = self.groups()
-        for name in ("hearing", "digits", "questions", "talker"):
+        for name in ("hearing", "digits", "questions"):
             yield from groups[name]
+        for clips in self.talker.values():
+            yield from clips[:most]
 
     def _texts(self) -> Iterator[Line]:
         for text, _ in zip(texts(reading_text, self.seed, "texts", test=False), range(self.amounts.texts)):
@@ -210,10 +219,15 @@ class Training:
         return sorted(self.talker[voice][:100], key=lambda clip: -len(clip.facts["text"]))[:REFERENCES]
 
     def _voiced(self) -> Iterator[Line]:
-        """Recordings with a voice's vector and another recording of it; `omni-jax speech-codes` adds the codes."""
+        """Recordings with a voice's vector and another recording of it; `omni-jax speech-codes` adds the codes.
+
+        Stages of clips take no weights, so the voices are made even here: no more of heart than of joe, and emma and
+        onyx, who are slow to make, come several times.
+        """
         for voice, clips in self.talker.items():
             references = self.references(voice)
-            for index, clip in enumerate(clips):
+            for index in range(len(self.talker["joe"]) if voice == "heart" else len(clips) * REPEATED.get(voice, 1)):
+                clip = clips[index % len(clips)]
                 shown = [each for each in references if each.path != clip.path] or [clip]
                 reference = pick(generator(self.seed, f"reference {voice}", index), shown)
                 line: dict[str, Any] = {"audio": clip.path, "text": clip.facts["text"]}

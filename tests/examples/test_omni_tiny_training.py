@@ -199,7 +199,7 @@ def test_a_model_is_trained_further_by_the_stages_that_can_go_on():
     whole = {step.name: step for step in steps()}
     assert done - whole.keys() == {"codes_before", "recoded"} and given[-1] == whole["omni-tiny"]
     begun = {step.name for step in given if "/model" in step.options}
-    assert begun == {"speech_tokenizer", "codes_before", "recoded", "vocoder", "pretrain2"}
+    assert begun == {"speech_tokenizer", "codes_before", "recoded", "vocoder", "senses"}
     made = {step.result for step in given}
     for step in given:  # nothing is read that only the whole chain makes
         follows = dict(zip(step.options, step.options[1:]))
@@ -214,7 +214,7 @@ def test_a_model_is_trained_further_by_the_stages_that_can_go_on():
     moved, other = (steps(model=chain.Given("/new", digest)) for digest in (one.digest, "f" * 64))
     assert [step.fingerprint for step in moved] == [step.fingerprint for step in given]
     differ = {a.name for a, b in zip(other, given) if a.fingerprint != b.fingerprint}
-    assert differ == begun | {"token2wav", "sft", "talker_icl"}
+    assert differ == begun | {"token2wav", "pretrain2", "sft", "talker_icl"}
 
 
 def test_the_stages_of_a_model_that_is_given_are_read_by_the_command():
@@ -225,7 +225,7 @@ def test_the_stages_of_a_model_that_is_given_are_read_by_the_command():
             usual = load_config(step.config)
             assert config.seed == config.data.seed == one.seed != usual.seed
             assert config.optimizer.learning_rate == pytest.approx(usual.optimizer.learning_rate / 2)
-            assert config.model_dtype == "float32" and config.checkpoint in ("/model", "recoded", "tongue")
+            assert config.model_dtype == "float32" and config.checkpoint in ("/model", "recoded", "senses", "tongue")
 
 
 def test_a_trial_makes_runs_short_and_nothing_else():

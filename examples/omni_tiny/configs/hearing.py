@@ -28,7 +28,6 @@ config = RunConfig(
         system=None,
     ),
     rates={"^thinker/(embed|lm_head)/": 0.5},
-    freeze=("^vision_encoder/",),
     optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=50, total_steps=500),
     dtype="float32",
     remat="none",

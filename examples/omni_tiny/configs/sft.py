@@ -20,11 +20,11 @@ config = RunConfig(
     output="runs/sft",
     data=DataConfig(
         sources=(
-            SourceConfig("sft.jsonl", weight=0.36),
+            SourceConfig("sft.jsonl", weight=0.26),
             *(SourceConfig(f"sft_{name}.jsonl", weight=0.015) for name in HUMANS),
-            SourceConfig("read_aloud.jsonl", weight=0.2),
+            SourceConfig("read_aloud.jsonl", weight=0.12),
             SourceConfig("image_text.jsonl", weight=0.12),
-            SourceConfig("audio_text.jsonl", weight=0.14),
+            SourceConfig("audio_text.jsonl", weight=0.32),
             *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.015) for name in HUMANS),
             SourceConfig("video_audio.jsonl", weight=0.06),
         ),
