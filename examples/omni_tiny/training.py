@@ -144,6 +144,11 @@ class Training:
         """The lines of each file, by its name without ending."""
         found = {
             "audio_text": _talks(chats.transcription(clip) for clip in self._heard(HEARD)),
+            "audio_text_digits": _talks(
+                chats.transcription(clip)
+                for clip in self._heard(HEARD)
+                if set(normal_words(clip.facts["text"])) <= set(DIGITS)
+            ),
             "image_text": _talks(chats.caption(each) for each in (*self.digit_pictures, *self.shape_pictures)),
             "video_audio": _talks(chats.caption(film) for film in self.films),
             "text": self._texts(),
