@@ -5,6 +5,8 @@ No voice is needed: sounds are short tones in place of speech, and the handwriti
 
 import dataclasses
 import json
+from collections import Counter
+from dataclasses import replace
 from itertools import chain, islice, pairwise
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from examples.omni_tiny.files import COMPLETE
 from examples.omni_tiny.held_out import HeldOut
 from examples.omni_tiny.media import HELD_OUT_DIGITS, film, human_string, without
 from examples.omni_tiny.packages import TEST_TAKES
-from examples.omni_tiny.training import Training
+from examples.omni_tiny.training import SHARED, Training
 from input_pipeline.clip_kinds import SoundClips, TranscribedClips
 from input_pipeline.examples import Sample
 from input_pipeline.jsonl import JsonLines
@@ -44,8 +46,8 @@ from tests.input_pipeline.media_files import tone
 from tests.input_pipeline.training_data import PROCESSOR, ROOM, context
 
 FEW = Amounts(
-    talker_heart=40, talker_joe=40, talker_kokoro=20, hearing_fast=40, hearing_kokoro=20, questions=1, digits=2, human=40,
-    digit_pictures=40, shape_pictures=40, films=20, chats=60, read_aloud=60, texts=40, hard=20,
+    talker_heart=40, talker_joe=40, talker_kokoro=20, hearing_fast=40, hearing_kokoro=20, questions=1, digits=2,
+    human=40, digit_pictures=40, shape_pictures=40, films=20, chats=60, read_aloud=60, texts=40, hard=20,
 )  # fmt: skip
 LABELS = np.tile(np.arange(10), 120).astype(np.uint8)  # of 1,200 digits, the first 1,000 held out
 HANDWRITING = np.zeros((len(LABELS), 28, 28), np.uint8)
@@ -422,6 +424,45 @@ def test_recordings_become_rows(folder):
             reader.read(lines.value(index), folder, None)
     line = json.loads((folder / "voiced.jsonl").read_text().splitlines()[0])
     assert {"audio", "text", "reference", "speaker", "voice"} == set(line) and line["reference"] != line["audio"]
+
+
+def test_voices_read_texts_of_their_own():
+    """But for the first ones, which answer often."""
+    training = Training(0, replace(FEW, talker_heart=500, talker_joe=200), LABELS)
+    heart, joe, emma = ([text for text, _ in training.read_by[voice]] for voice in ("heart", "joe", "emma"))
+    assert (len(heart), len(joe), len(emma)) == (500, 200, FEW.talker_kokoro) and heart[: len(emma)] == emma
+    assert set(heart) & set(joe) == set(heart[:SHARED]) and len({*heart, *joe}) == 600
+    assert "The number is zero." in heart[:SHARED]
+    more = Training(0, replace(FEW, talker_heart=600, talker_joe=200), LABELS)
+    assert more.read_by["joe"] == training.read_by["joe"], "what was made stays of use"
+    assert [text for text, _ in more.read_by["heart"]][:500] == heart
+    for voice, clips in training.talker.items():
+        spoken = [line["messages"][-1]["content"] for line in training.lines()[f"spoken_{voice}"]]
+        assert [content[0]["text"] for content in spoken] == [clip.facts["text"] for clip in clips]
+
+
+def test_a_third_of_what_is_read_cannot_be_guessed(monkeypatch):
+    monkeypatch.setattr("examples.omni_tiny.training.mixed_words", lambda rng: f"Mixed {rng.integers(10**9)}.")
+    read = [text for text, _ in Training(0, replace(FEW, talker_heart=400, talker_joe=100), LABELS).read_by["heart"]]
+    assert 0.25 < np.mean([text.startswith("Mixed") for text in read]) < 0.45
+
+
+def test_voices_come_evenly_where_stages_take_no_weights():
+    training = Training(0, replace(FEW, talker_heart=300, talker_joe=100), LABELS)
+    voiced = list(training.lines()["voiced"])
+    counts = Counter(line["voice"] for line in voiced)
+    assert counts == {"heart": 100, "joe": 100, "emma": 4 * FEW.talker_kokoro, "onyx": 4 * FEW.talker_kokoro}
+    assert all(line["reference"] != line["audio"] for line in voiced)
+    assert [line["audio"] for line in training.lines()["recordings"]] == [line["audio"] for line in voiced]
+    transcribed = {line["audio"] for line in training.lines()["transcribed"]}
+    assert {clip.path for clip in training.talker["heart"]} < transcribed, "the tokenizer hears all of them"
+
+
+def test_lines_of_digits_only_say_digits(learnt):
+    said = [line["messages"][-1]["content"] for line in learnt["audio_text_digits"]]
+    assert said and set(" ".join(said).split()) <= set(sentences.DIGITS)
+    whole = [line["messages"] for line in learnt["audio_text"]]
+    assert len(said) < len(whole) and all(line["messages"] in whole for line in learnt["audio_text_digits"])
 
 
 def test_pictures_have_the_sizes_that_the_model_is_made_for(folder):
