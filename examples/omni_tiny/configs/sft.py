@@ -33,10 +33,10 @@ config = RunConfig(
         workers=1,
     ),
     rates={"^(audio_encoder|vision_encoder)/": 0.5},
-    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=30, total_steps=870),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=30, total_steps=1830),
     dtype="float32",
     remat="none",
     save_every=200,
     prompts=("Please say: The red dog has four apples.", "Who are you?"),
-    sample_every=290,
+    sample_every=610,
 )

@@ -28,7 +28,7 @@ config = RunConfig(
     held_out=(SourceConfig("held_out_recordings.jsonl"),),
     held_out_batches=4,
     eval_every=400,
-    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=50, total_steps=2400, weight_decay=0.01),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=50, total_steps=3200, weight_decay=0.01),
     dtype="float32",
     remat="none",
     save_every=400,
