@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, fields, replace
 
+from omni_jax.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Amounts:
     """Numbers of files or lines. The time goes into Kokoro, 1.5 s a clip on one processor, and joe, 0.2 s."""
 
     talker_heart: int = 9000
-    """Texts that heart reads, the fastest voice; no fewer than joe."""
+    """Texts that heart reads, the fastest voice; no fewer than the others."""
     talker_joe: int = 3000
     """Texts that joe reads; all but the first hundred are others than heart's."""
     talker_kokoro: int = 200
@@ -36,6 +38,13 @@ class Amounts:
     """Texts that are hard to say, as prompts for preferences."""
     tests: int = 1
     """Tests have fixed sizes; 0 makes none."""
+
+    def __post_init__(self):
+        if not 1 <= self.talker_joe <= self.talker_heart or self.talker_kokoro > self.talker_heart:
+            raise ConfigError(
+                f"talker-joe {self.talker_joe}, talker-kokoro {self.talker_kokoro}: heart reads {self.talker_heart}, "
+                "and the others read no more. Give smaller numbers, at least 1 for joe, or a larger talker-heart."
+            )
 
     def scaled(self, scale: float) -> "Amounts":
         """All training amounts times `scale`, at least a few of each."""

@@ -71,7 +71,7 @@ def steps(*, scale: float = 1.0, data: tuple[str, ...] = (), model: Given | None
         scale: lengths of all runs are multiplied by this.
         data: more options of make_data.
         model: None to begin with nothing. With a model that is given, what only leads up to one is left out: tokenizer,
-            start, sounding, language, lips, talker_first, eyes, senses and pretrain1.
+            start, sounding, language, lips, talker_first, eyes and pretrain1. `senses` only renews its ears.
     """
     # make_data goes on where it was
     made = Step("data", (), _own("make_data"), ("--to", ".", *data), COMPLETE, COMPLETE)
@@ -131,7 +131,8 @@ def _further(scale: float, model: Given) -> list[Step]:
         more("vocoder", "data"),
         # what the tokenizer has learnt to hear since
         replace(
-            _made("senses", ("speech_tokenizer",), "join", "--base", model.path, "--ears", tokenizer, "--to", "senses"),
+            _made("senses", ("speech_tokenizer",), "join", "--base", model.path, "--ears", tokenizer,
+                  "--dtype", "float32", "--to", "senses"),
             of=model.digest,
         ),
         more("pretrain2", "senses", checkpoint="senses"),
@@ -163,20 +164,23 @@ def _preferred(scale: float) -> list[Step]:
 def left_out(who: str, *, scale: float = 1.0, model: Given | None = None) -> list[Step]:
     """Steps to a Thinker that has never heard `who`, beside the chain: those stages again that hear people.
 
-    runs/pretrain1_encoders, which they begin with, has heard synthetic speech only. They are half as long as usual, so
-    the result says what a person costs who is unknown and less training, too.
+    Without `model` they begin with runs/pretrain1_encoders, which has heard synthetic speech only. They are half as
+    long as usual, so the result says what a person costs who is unknown and less training, too.
 
     Args:
         scale: as of `steps`.
         model: a model that is given. Its Thinker has heard everybody; its speech tokenizer, whose lower layers become
-            the ears, nobody. So with these ears a Thinker learns from nothing to write transcripts.
+            the ears, no person. So with these ears a Thinker learns from nothing to write spoken digits, by
+            configs/hearing.py at its full length.
     """
     lines = f"lines_without_{who}"
     target = lines_without(KINDS[-1], who)
     found = [Step(lines, ("data",), _own("leave_out"), ("--data", ".", "--who", who), target, target)]
     if model is not None:
-        start = _made("start", ("data",), "start", "--data", ".", "--tokenizer", model.path, "--to", "start")
-        ears = _made("ears", ("start",), "join", "--base", "start", "--ears", model.path, "--to", "ears")
+        start = _made(
+            "random_ears", ("data",), "start", "--data", ".", "--tokenizer", model.path, "--to", "random_ears"
+        )
+        ears = _made("ears", ("random_ears",), "join", "--base", "random_ears", "--ears", model.path, "--to", "ears")
         found += [replace(step, of=model.digest) for step in (start, ears)]
         return [*found, _without(who, "hearing", (lines, "ears"), "ears", scale)]
     after = "pretrain1_encoders"

@@ -69,9 +69,15 @@ def _taken(given: tuple[str, ...]) -> dict[str, Path]:
 def with_ears(encoder: Mapping[str, Any], hears: Mapping[str, Any]) -> dict[str, Any]:
     """An audio encoder whose convolutions and lower layers are those of a speech tokenizer below its codes."""
     import jax
+    import jax.numpy as jnp
 
     below = jax.tree.leaves(hears["layers"])[0].shape[0]
-    layers = jax.tree.map(lambda own, heard: own.at[:below].set(heard), encoder["layers"], hears["layers"])
+    # of two dtypes the wider one: a float32 tokenizer is not rounded by a bfloat16 base
+    layers = jax.tree.map(
+        lambda own, heard: own.astype(jnp.promote_types(own.dtype, heard.dtype)).at[:below].set(heard),
+        encoder["layers"],
+        hears["layers"],
+    )
     return {**encoder, **{name: hears[name] for name in EARS}, "layers": layers}
 
 

@@ -132,3 +132,16 @@ def test_programs_compile_quickly_on_a_cpu_alone(platforms, flags, words, expect
     assert (
         subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip() == expected
     )
+
+
+@pytest.mark.parametrize(
+    ("modules", "plugins", "expected"),
+    [((), (), True), (("libtpu",), (), False), (("jax_plugins",), (), False), ((), ("cuda",), False)],
+)
+def test_without_a_word_of_the_user_plugins_tell_whether_there_is_more_than_a_cpu(
+    modules, plugins, expected, monkeypatch
+):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(console.importlib.util, "find_spec", lambda name: name if name in modules else None)
+    monkeypatch.setattr(console.importlib.metadata, "entry_points", lambda group: plugins)
+    assert console._only_cpu() == expected

@@ -39,7 +39,7 @@ from input_pipeline.jsonl import JsonLines
 from input_pipeline.media_image import load_image
 from input_pipeline.media_video import load_video
 from omni_jax.config import ProcessorConfig
-from omni_jax.errors import DataError
+from omni_jax.errors import ConfigError, DataError
 from omni_jax.presets import preset
 from omni_jax.training.transcripts import ASR_PROMPTS, ASR_SYSTEM
 from tests.input_pipeline.media_files import tone
@@ -445,6 +445,12 @@ def test_a_third_of_what_is_read_cannot_be_guessed(monkeypatch):
     monkeypatch.setattr("examples.omni_tiny.training.mixed_words", lambda rng: f"Mixed {rng.integers(10**9)}.")
     read = [text for text, _ in Training(0, replace(FEW, talker_heart=400, talker_joe=100), LABELS).read_by["heart"]]
     assert 0.25 < np.mean([text.startswith("Mixed") for text in read]) < 0.45
+
+
+@pytest.mark.parametrize("amounts", [{"talker_joe": 0}, {"talker_joe": 41}, {"talker_kokoro": 41}])
+def test_amounts_that_leave_a_voice_without_texts_are_refused(amounts):
+    with pytest.raises(ConfigError, match="heart reads 40, and the others read no more"):
+        replace(FEW, **amounts)
 
 
 def test_voices_come_evenly_where_stages_take_no_weights():

@@ -147,6 +147,10 @@ def test_ears_are_the_lower_layers_of_the_speech_tokenizer():
     assert set(found) == set(encoder)
     assert found["conv1"].all() and found["conv2"].all() and not found["projection"].any()
     assert found["layers"]["a"].tolist() == [[1, 1], [1, 1], [0, 0], [0, 0]]
+    # a checkpoint in bfloat16 rounds nothing
+    encoder["layers"]["a"] = encoder["layers"]["a"].astype(jnp.bfloat16)
+    hears["layers"]["a"] = jnp.full((2, 2), 1.0001, jnp.float32)
+    assert (with_ears(encoder, hears)["layers"]["a"][:2] == hears["layers"]["a"]).all()
 
 
 # The steps and their configurations

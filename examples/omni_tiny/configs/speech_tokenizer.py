@@ -19,7 +19,7 @@ config = RunConfig(
     output="runs/speech_tokenizer",
     data=DataConfig(
         # it is the Talker's voices whose codes are spoken: named three times, for files of clips take no weights, they
-        # are three fifths
+        # are four fifths
         sources=(SourceConfig("transcribed.jsonl"), *[SourceConfig("voiced.jsonl")] * 3),
         clip_seconds=4,
         rows=16,
