@@ -174,7 +174,7 @@ def test_drawings_are_small_and_always_the_same(folder, tmp_path):
     assert all(b"</svg>" in content and len(content) < 60_000 for content in drawn.values())
     assert "held out" in drawn["speech_tokenizer.svg"].decode() and "people" in drawn["pretrain2.svg"].decode()
     page = (docs / plots.PAGE).read_text()
-    assert "![curves of pretrain2](omni_tiny/pretrain2.svg)" in page and "vocoder.svg" not in page
+    assert "![curves of pretrain2](omni_tiny/pretrain2.svg)" in page and "](omni_tiny/vocoder.svg" not in page
     plots.main(plots.Args(folder, docs))
     assert {path.name: path.read_bytes() for path in (docs / plots.FIGURES).iterdir()} == drawn
     assert (docs / plots.PAGE).read_text() == page
