@@ -156,7 +156,7 @@ class Training:
             "read_aloud": _talks(self._reading_chats()),
             "hard_prompts": self._hard(),
             "transcribed": ({"audio": clip.path, "text": clip.facts["text"]} for clip in self._heard()),
-            "recordings": ({"audio": line["audio"]} for line in self._voiced()),
+            "recordings": ({"audio": clip.path} for voice in TALKER for clip in self._evenly(voice)),
             "voiced": self._voiced(),
         }
         for who, clips in self.human.items():
@@ -223,16 +223,17 @@ class Training:
         """Recordings that show a voice: the longest of the first hundred texts."""
         return sorted(self.talker[voice][:100], key=lambda clip: -len(clip.facts["text"]))[:REFERENCES]
 
-    def _voiced(self) -> Iterator[Line]:
-        """Recordings with a voice's vector and another recording of it; `omni-jax speech-codes` adds the codes.
+    def _evenly(self, voice: str) -> list[Medium]:
+        """Recordings for stages of clips, which take no weights: no more of heart than of joe, and emma and onyx, who
+        are slow to make, several times."""
+        clips = self.talker[voice]
+        return clips[: self.amounts.talker_joe] if voice == "heart" else clips * REPEATED.get(voice, 1)
 
-        Stages of clips take no weights, so the voices are made even here: no more of heart than of joe, and emma and
-        onyx, who are slow to make, come several times.
-        """
-        for voice, clips in self.talker.items():
+    def _voiced(self) -> Iterator[Line]:
+        """Recordings with a voice's vector and another recording of it; `omni-jax speech-codes` adds the codes."""
+        for voice in TALKER:
             references = self.references(voice)
-            for index in range(len(self.talker["joe"]) if voice == "heart" else len(clips) * REPEATED.get(voice, 1)):
-                clip = clips[index % len(clips)]
+            for index, clip in enumerate(self._evenly(voice)):
                 shown = [each for each in references if each.path != clip.path] or [clip]
                 reference = pick(generator(self.seed, f"reference {voice}", index), shown)
                 line: dict[str, Any] = {"audio": clip.path, "text": clip.facts["text"]}
