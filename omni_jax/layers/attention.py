@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from omni_jax.kernels.target import current_target
+from omni_jax.layers.rounded_products import rounded
 from omni_jax.layers.tiled_attention import LEAST, MASKED, TILE, TILE_ROWS, attend_in_tiles
 
 # Most scores to hold at once (64 Mi float32 = 256 MiB).
@@ -51,7 +52,8 @@ def attend(
             grouped, key, value, mask, used, cpu=lambda *args: _attend_to_cache(*args, tile), default=_attend_at_once
         )
     elif worth and tile >= 64 and current_target().platform == "cpu":
-        out = attend_in_tiles(grouped, key, value, mask, tile if mask.shape[1] == 1 else min(tile, TILE))
+        factors = (x.astype(jnp.bfloat16) if rounded() else x for x in (grouped, key, value))
+        out = attend_in_tiles(*factors, mask, tile if mask.shape[1] == 1 else min(tile, TILE)).astype(value.dtype)
     else:
         out = _attend_at_once(grouped, key, value, mask)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)

@@ -28,6 +28,7 @@ from omni_jax.layers.norms import RMSNorm
 from omni_jax.layers.partitioning import LENGTH, constrain, over_mesh, spec, stripe, unstripe
 from omni_jax.layers.remat import rematerialised
 from omni_jax.layers.rotary import Tables, rotate, tmrope_tables
+from omni_jax.layers.rounded_products import unroll
 
 
 class SelfAttention(nn.Module):
@@ -147,6 +148,7 @@ class Decoder(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0,) + (nn.broadcast,) * 3,
                 length=config.num_hidden_layers,
+                unroll=unroll(),
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(config, name="layers", **options)
             (x, cache), outputs = scanned((x, cache), jnp.arange(config.num_hidden_layers), tables, seen, start)

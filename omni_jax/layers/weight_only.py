@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from omni_jax.kernels.target import current_target
 from omni_jax.layers.partitioning import LENGTH, mesh_axes
+from omni_jax.layers.rounded_products import product, rounded
 
 # Smaller matrices are not worth it: together they are a thousandth of a model.
 _LEAST = 1 << 10
@@ -40,7 +41,9 @@ def matrix_product(x: Float[Array, "... I"], kernel: Any, dtype: DTypeLike) -> F
             return x.astype(dtype) @ kernel
         # With one axis of rows the kernel's gradient needs no transposed copy: both gradients take half the time
         # on a CPU. Where devices share a sequence, one axis would bring it together.
-        return (x.astype(dtype).reshape(-1, width) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+        rows = x.astype(dtype).reshape(-1, width)
+        out = product(rows, kernel).astype(dtype) if rounded() else rows @ kernel
+        return out.reshape(*x.shape[:-1], kernel.shape[-1])
     out = x.astype(dtype) @ kernel.qvalue.reshape(width, -1).astype(dtype)
     return (out.astype(jnp.float32) * kernel.scale.reshape(-1)).astype(dtype)
 

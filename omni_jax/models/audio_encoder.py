@@ -18,6 +18,7 @@ from omni_jax.layers.interval_attention import attend_intervals
 from omni_jax.layers.linear import Linear
 from omni_jax.layers.norms import LayerNorm
 from omni_jax.layers.remat import rematerialised
+from omni_jax.layers.rounded_products import unroll
 
 
 class AudioEncoderLayer(nn.Module):
@@ -125,6 +126,7 @@ def stacked_layers(length: int, remat: str = "none") -> type[nn.Module]:
         split_rngs={"params": True},
         in_axes=(nn.broadcast,),
         length=length,
+        unroll=unroll(),
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
 

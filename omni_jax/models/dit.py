@@ -29,6 +29,8 @@ from omni_jax.config import DiTConfig
 from omni_jax.errors import CapacityError, OmniError
 from omni_jax.layers.block_attention import rotary_angles
 from omni_jax.layers.linear import Embed, Linear
+from omni_jax.layers.rounded_products import unroll
+from omni_jax.layers.weight_only import matrix_product
 from omni_jax.models.dit_layers import Layer, layer_windows, modulated_norm, torch_stddev
 from omni_jax.models.flow import FlowOptions, evaluation_times, guide, integrate
 from omni_jax.models.speaker_encoder import SpeakerEncoder
@@ -110,7 +112,7 @@ class InputProjection(nn.Module):
         names = list(self.widths)
         start = sum(self.widths[name] for name in names[: names.index(part)])
         kernel = self.kernel[start : start + self.widths[part]]
-        return x.astype(self.dtype) @ kernel.astype(self.dtype)
+        return matrix_product(x, kernel, self.dtype)
 
 
 class DiT(nn.Module):
@@ -148,6 +150,7 @@ class DiT(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast, 0),
             length=c.num_hidden_layers,
+            unroll=unroll(),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, self.dtype, self.trace, self.training)
         self.final_modulation = linear(c.hidden_size, 2 * c.hidden_size, ("embed", "mlp"), stddev=0.0)

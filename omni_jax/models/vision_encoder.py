@@ -21,6 +21,7 @@ from omni_jax.layers.linear import Linear
 from omni_jax.layers.norms import RMSNorm
 from omni_jax.layers.remat import rematerialised
 from omni_jax.layers.rotary import Tables, axial_tables, rotate
+from omni_jax.layers.rounded_products import unroll
 
 
 @struct.dataclass
@@ -163,6 +164,7 @@ class VisionEncoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=config.depth,
+            unroll=unroll(),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config, trace=self.trace, name="layers", **common)
         with jax.named_scope(f"{whole_frame.sum()}_of_{config.depth}"):  # read by compilation/flops.py

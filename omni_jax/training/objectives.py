@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from omni_jax.layers.partitioning import LENGTH, gather, highest, index_along, mesh_axes, over_mesh, summed
+from omni_jax.layers.rounded_products import product, rounded
 
 
 @struct.dataclass
@@ -99,7 +100,10 @@ def score_tokens(
         def score(_, piece):
             states, labels, weights = piece
             rows = states.reshape(-1, states.shape[-1])  # of one axis: see weight_only.matrix_product
-            logits = jnp.matmul(rows, head.astype(states.dtype), preferred_element_type=jnp.float32)
+            kernel = head.astype(states.dtype)
+            logits = (
+                product(rows, kernel) if rounded() else jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
+            )
             logits = logits.reshape(*labels.shape, -1)
             largest = highest(jax.lax.stop_gradient(jnp.max(logits, axis=-1)), vocab)
             log_sum = jnp.log(summed(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1), vocab)) + largest

@@ -108,7 +108,8 @@ def run(
     mesh = make_mesh(**(config.mesh or {"fsdp": jax.device_count()}))
     names = tuple(source_name(source) for source in config.data.sources)
     task = config.stage.task(config, model, names)
-    options = dict(accumulate=config.accumulate, lora=config.lora, guard=config.guard, dtype=jnp.dtype(config.dtype))
+    options = dict(accumulate=config.accumulate, lora=config.lora, guard=config.guard, dtype=jnp.dtype(config.dtype),
+                   round_products=config.round_products)  # fmt: skip
     trainer = Trainer(config=model, task=task, optimizer=config.optimizer, mesh=mesh, **options,
                       freeze=config.freeze, rates=config.rates)  # fmt: skip
     rows = Rows(config.data.rows, own_rows(config.data.rows, mesh), config.accumulate)

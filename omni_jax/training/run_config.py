@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "data.corrupt_share",
     "mesh",
     "remat",
+    "round_products",
     "log_every",
     "save_every",
     "keep",
@@ -127,6 +128,8 @@ class RunConfig:
     rates: regular expression -> factor of the learning rate.
     accumulate: batches whose gradients are added up for one step.
     dtype: of compute; master copies of what is trained are float32.
+    round_products: on a single CPU, factors of matrix products are rounded to bfloat16 with float32 sums, as on
+        a TPU, which does so with float32 of its own accord; see `omni_jax/layers/rounded_products.py`.
     remat: what layers keep for the backward pass: none (all), dots, full (their input).
     mesh: sizes of the mesh axes data, fsdp, tensor, context; by default all devices on fsdp.
     guard: which steps are skipped, and how many in a row end the run.
@@ -148,6 +151,7 @@ class RunConfig:
     guard: Guard = field(default_factory=Guard)
     accumulate: int = 1
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    round_products: bool = False
     remat: Literal["none", "dots", "full"] = "full"
     mesh: _Mesh = field(default_factory=dict)
     seed: int = 0

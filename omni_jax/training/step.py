@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from omni_jax.config import OmniConfig
 from omni_jax.errors import ConfigError, ShardingError
+from omni_jax.layers.rounded_products import rounding_products
 from omni_jax.models.logical_axes import logical_axes
 from omni_jax.sharding.hosts import assemble
 from omni_jax.sharding.rules import TRAINING, Rules, partition_spec, parts, replicated, shardings
@@ -100,6 +101,7 @@ class Trainer:
         lora: LoraConfig | None = None,
         guard: Guard = Guard(),
         dtype: Any = jnp.float32,
+        round_products: bool = False,
         rules: Rules = TRAINING,
     ):
         """Works out what is trained and where everything lives; nothing is allocated.
@@ -111,13 +113,14 @@ class Trainer:
             lora: adapters are trained instead of the task's parameters, which all stay as they are. What `freeze`
                 names gets none.
             dtype: of compute.
+            round_products: on a single CPU device, see `RunConfig`; elsewhere it changes nothing.
 
         Raises:
             ConfigError: a pattern that matches nothing, nothing left to train, or something that the task cannot.
             ShardingError: a parameter does not divide over the mesh.
         """
         self.task, self.mesh, self.rules, self.guard, self.accumulate = task, mesh, rules, guard, accumulate
-        self.lora, self.dtype = lora, jnp.dtype(dtype)
+        self.lora, self.dtype, self.rounded = lora, jnp.dtype(dtype), round_products and mesh.size == 1
         axes, shapes = (flat(tree) for tree in logical_axes(config, task.components))
         self.model_axes = axes
         if lora is None:
@@ -228,12 +231,12 @@ class Trainer:
             counts) and its weight, gradient_norm, learning_rate, skipped (so far), skipped_in_a_row, and "part/NAME"
             with "weight/NAME" of the task's further means.
         """
-        with on_mesh(self.mesh, self.rules):
+        with on_mesh(self.mesh, self.rules), rounding_products(self.rounded):
             return self.jitted(state, batch)
 
     def evaluate(self, state: TrainState, batch: Any) -> dict[str, Array]:
         """loss, weight and parts of a batch, without an update."""
-        with on_mesh(self.mesh, self.rules):
+        with on_mesh(self.mesh, self.rules), rounding_products(self.rounded):
             return self._evaluate(state.params, batch, state.key)
 
     @property

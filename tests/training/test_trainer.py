@@ -225,3 +225,17 @@ def test_a_mesh_changes_nothing():
 def test_rows_that_do_not_divide_into_micro_batches_are_refused():
     with pytest.raises(ShardingError, match="3 rows do not divide into 2 micro-batches"):
         trainer(accumulate=2).put(batch(3))
+
+
+def test_rounded_products_learn_the_same_to_their_rounding(plain):
+    params, reports = run(trainer(round_products=True), batch(), batch(seed=1))
+    expected, expected_reports = plain
+    for ours, theirs in zip(reports, expected_reports, strict=True):
+        assert ours["loss"] != theirs["loss"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=2e-2)
+    before = flatten_dict(PARAMS, sep="/")
+    one, other = (
+        np.concatenate([(each[path] - before[path]).ravel() for path in params]) for each in (params, expected)
+    )
+    assert one @ other > 0.98 * np.linalg.norm(one) * np.linalg.norm(other)

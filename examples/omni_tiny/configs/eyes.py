@@ -24,6 +24,7 @@ config = RunConfig(
     freeze=("^thinker/(layers|final_norm)/",),
     optimizer=OptimizerConfig(rule="muon", learning_rate=4e-3, warmup_steps=50, total_steps=4000),
     dtype="float32",
+    round_products=True,
     remat="none",
     save_every=500,
 )

@@ -30,6 +30,7 @@ config = RunConfig(
     rates={"^thinker/(embed|lm_head)/": 0.5},
     optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=30, total_steps=300),
     dtype="float32",
+    round_products=True,
     remat="none",
     save_every=100,
 )

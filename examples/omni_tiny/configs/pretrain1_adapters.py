@@ -30,6 +30,7 @@ config = RunConfig(
     ),
     optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=20, total_steps=50, weight_decay=0.0),
     dtype="float32",
+    round_products=True,
     remat="none",
     save_every=25,
 )

@@ -35,6 +35,7 @@ config = RunConfig(
     rates={"^(vision_encoder|thinker/(embed|lm_head))/": 0.5},
     optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=50, total_steps=340),
     dtype="float32",
+    round_products=True,
     remat="none",
     save_every=200,
 )

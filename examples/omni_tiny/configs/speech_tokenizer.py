@@ -30,6 +30,7 @@ config = RunConfig(
     eval_every=400,
     optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=50, total_steps=3200, weight_decay=0.01),
     dtype="float32",
+    round_products=True,
     remat="none",
     save_every=400,
 )

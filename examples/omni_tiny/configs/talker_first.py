@@ -29,6 +29,7 @@ config = RunConfig(
     freeze=("^thinker/", "^audio_encoder/", "^vision_encoder/"),
     optimizer=OptimizerConfig(rule="muon", learning_rate=3e-3, warmup_steps=50, total_steps=2020),
     dtype="float32",
+    round_products=True,
     remat="none",
     save_every=200,
 )

@@ -27,6 +27,7 @@ config = RunConfig(
     freeze=("^thinker/", "^audio_encoder/", "^vision_encoder/"),
     optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=20, total_steps=690),
     dtype="float32",
+    round_products=True,
     remat="none",
     save_every=60,
 )

@@ -26,6 +26,7 @@ config = RunConfig(
     rates={"^thinker/embed/": 10.0},
     optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=20, total_steps=200, weight_decay=0.0),
     dtype="float32",
+    round_products=True,
     remat="none",
     save_every=200,
 )
