@@ -1,7 +1,7 @@
-"""Training in float32 whose matrix products round their factors to bfloat16: what a TPU does by default, for a CPU.
+"""Training in float32 whose linear maps round their factors to bfloat16, as a TPU does by default, for CPUs with AMX.
 
-XLA's CPU back end has fast products of bfloat16 only where the result is float32 and both factors lie row by row; those
-are five to ten times as fast as products of float32 on a CPU with AMX. Hence the forms below, forwards and backwards.
+XLA's CPU back end has fast products of bfloat16 only where the result is float32 and the left factor lies row by row.
+Hence the forms below, forwards and backwards. Attention in tiles runs in bfloat16 as a whole, with float32 sums.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ _wanted: ContextVar[bool] = ContextVar("rounded_products", default=False)
 def rounding_products(wanted: bool = True) -> Iterator[None]:
     """What is traced within, for a CPU, has rounded products, and its layers stand one after another.
 
-    Not for programs of several devices: the partitioner does not know the constraint on the layout of `product`.
+    Traces are cached, so enter it within the function that is traced. Not for programs of several devices: the
+    partitioner does not know the constraint on the layout of `product`.
     """
     token = _wanted.set(wanted)
     try:
@@ -40,7 +41,8 @@ def unroll() -> bool | int:
     """The argument of that name of `nn.scan` over layers.
 
     What a loop over layers keeps for its gradient is copied into a stack and out of it, and once more where factors
-    are rounded on the way: then a step takes longer than without rounding.
+    are rounded on the way. Measured on a step of Omni-tiny's Talker (one core, AMX): 1.69 s in float32 with the loop,
+    1.53 without, 1.99 rounded with the loop, 1.33 without.
     """
     return True if rounded() else 1
 
@@ -60,7 +62,8 @@ def _forward(rows, kernel):
 def _backward(kept, slope):
     rows, kernel, *like = kept
     slope = _half(slope)
-    # a transpose that nothing forces is a view, of which the product is six times slower
+    # A transpose on the left that nothing forces is a view, and the product falls back to a slow path. Measured for
+    # [256, 3840] @ [3840, 768]: 10 ms, 4 when forced, 9 in float32. On the right a view costs nothing.
     turned = with_layout_constraint(rows.T, Layout((0, 1)))
     return _sums(slope, kernel.T).astype(like[0].dtype), _sums(turned, slope).astype(like[1].dtype)
 

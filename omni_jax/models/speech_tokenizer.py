@@ -28,6 +28,7 @@ from omni_jax.layers import fsq
 from omni_jax.layers.convolution import Conv1d, ConvTranspose1d
 from omni_jax.layers.linear import Linear
 from omni_jax.layers.norms import LayerNorm
+from omni_jax.layers.rounded_products import rounding_products
 from omni_jax.models.audio_encoder import convolved, seen_positions, sinusoids, stacked_layers
 
 NO_CODE = -1  # where there is no sound
@@ -116,7 +117,8 @@ class SpeechTokenizer(nn.Module):
         # wide enough at the start that all levels are in use; float32, for a rounding error here is another code
         reduce = linear(width, channels, "quantize_in", dtype=jnp.float32, stddev=c.d_model**-0.5)
         hidden = LayerNorm(name="quantize_norm", param_dtype=self.param_dtype)(x)
-        vectors = fsq.quantise(reduce(hidden), c.levels)
+        with rounding_products(False):
+            vectors = fsq.quantise(reduce(hidden), c.levels)
         out = Tokenized(jnp.where(valid, rows(fsq.codes_of(vectors, c.levels)), NO_CODE))
         if not training:
             return out

@@ -16,7 +16,7 @@ from omni_jax.errors import ConfigError
 from omni_jax.sharding.axes import parse_mesh
 from omni_jax.training.lora import LoraConfig
 from omni_jax.training.optimizer import OptimizerConfig
-from omni_jax.training.run_stages import Stage
+from omni_jax.training.run_stages import DpoStage, Stage
 from omni_jax.training.step import Guard
 
 # What does not decide which numbers come out, or by rounding only: a resumed run may have other values of these.
@@ -128,8 +128,9 @@ class RunConfig:
     rates: regular expression -> factor of the learning rate.
     accumulate: batches whose gradients are added up for one step.
     dtype: of compute; master copies of what is trained are float32.
-    round_products: on a single CPU, factors of matrix products are rounded to bfloat16 with float32 sums, as on
-        a TPU, which does so with float32 of its own accord; see `omni_jax/layers/rounded_products.py`.
+    round_products: of a float32 run on a single CPU with AMX, which takes less time so: linear maps round their factors
+        to bfloat16 and sum in float32, and attention is computed in bfloat16. Layers stand one after another instead of
+        in a loop, so it is for few layers. Other devices take no notice.
     remat: what layers keep for the backward pass: none (all), dots, full (their input).
     mesh: sizes of the mesh axes data, fsdp, tensor, context; by default all devices on fsdp.
     guard: which steps are skipped, and how many in a row end the run.
@@ -183,6 +184,11 @@ class RunConfig:
             )
         if self.eval_every and not self.held_out:
             raise ConfigError("eval_every is given, but no held_out data. Name some, or leave eval_every out.")
+        if self.round_products and (self.dtype != "float32" or isinstance(self.stage, DpoStage)):
+            raise ConfigError(
+                "round_products is for runs with dtype float32, and not for DpoStage, whose reference is not rounded. "
+                "Leave it out."
+            )
         if self.sample_every and not self.prompts:
             raise ConfigError("sample_every is given, but no prompts. Name some, or leave sample_every out.")
 

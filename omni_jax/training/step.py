@@ -231,12 +231,12 @@ class Trainer:
             counts) and its weight, gradient_norm, learning_rate, skipped (so far), skipped_in_a_row, and "part/NAME"
             with "weight/NAME" of the task's further means.
         """
-        with on_mesh(self.mesh, self.rules), rounding_products(self.rounded):
+        with on_mesh(self.mesh, self.rules):
             return self.jitted(state, batch)
 
     def evaluate(self, state: TrainState, batch: Any) -> dict[str, Array]:
         """loss, weight and parts of a batch, without an update."""
-        with on_mesh(self.mesh, self.rules), rounding_products(self.rounded):
+        with on_mesh(self.mesh, self.rules):
             return self._evaluate(state.params, batch, state.key)
 
     @property
@@ -308,7 +308,8 @@ class Trainer:
 
     def _loss(self, trained: dict[str, Array], fixed: dict[str, Array], batch: Any, key: Array) -> Losses:
         params = self._merge(fixed | trained, self.dtype)
-        return self.task.loss(nested(params), batch, key)
+        with rounding_products(self.rounded):
+            return self.task.loss(nested(params), batch, key)
 
     def _losses_of(self, params: dict[str, Array], batch: Any, key: Array) -> dict[str, Array]:
         def one(batch, index):

@@ -22,7 +22,7 @@ from omni_jax.interop.restore import load_checkpoint_info, restore_leaves
 from omni_jax.sharding.mesh import make_mesh
 from omni_jax.training.checkpoints import Checkpoints
 from omni_jax.training.run_config import DataConfig, RunConfig, changed, check_same, to_json
-from omni_jax.training.run_stages import ThinkerStage
+from omni_jax.training.run_stages import DpoStage, ThinkerStage
 from tests.processes import on_devices
 
 SHAPE = (64, 64)
@@ -335,3 +335,11 @@ def test_no_setting_hides_the_name_of_its_kind():
 def test_a_factor_of_the_learning_rate_that_changed_is_one_key():
     with pytest.raises(ConfigError, match=r'rates: was {"\^a": 0.1}, is {"\^a": 0.2}'):
         check_same(BEFORE, BEFORE | {"rates": {"^a": 0.2}})
+
+
+@pytest.mark.parametrize(
+    "stage, options", [(ThinkerStage(), {"dtype": "bfloat16"}), (DpoStage(), {"dtype": "float32"})]
+)
+def test_rounded_products_are_refused_where_they_are_of_no_use_or_falsify(stage, options):
+    with pytest.raises(ConfigError, match="round_products"):
+        RunConfig(stage, "a", "b", DataConfig(), round_products=True, **options)

@@ -228,14 +228,16 @@ def test_rows_that_do_not_divide_into_micro_batches_are_refused():
 
 
 def test_rounded_products_learn_the_same_to_their_rounding(plain):
-    params, reports = run(trainer(round_products=True), batch(), batch(seed=1))
+    rounding = trainer(round_products=True)
+    params, reports = run(rounding, batch(), batch(seed=1))
     expected, expected_reports = plain
     for ours, theirs in zip(reports, expected_reports, strict=True):
-        assert ours["loss"] != theirs["loss"]
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert 1e-6 < abs(ours["loss"] / theirs["loss"] - 1) < 1e-3  # float32 differs by less, whatever its order
         assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=2e-2)
     before = flatten_dict(PARAMS, sep="/")
     one, other = (
         np.concatenate([(each[path] - before[path]).ravel() for path in params]) for each in (params, expected)
     )
     assert one @ other > 0.98 * np.linalg.norm(one) * np.linalg.norm(other)
+    evaluated = rounding.evaluate(rounding.start(PARAMS), rounding.put(batch()))
+    assert evaluated["loss"] == pytest.approx(reports[0]["loss"], rel=1e-6)
