@@ -9,7 +9,7 @@ from omni_jax.errors import ConfigError
 class Amounts:
     """Numbers of files or lines. The time goes into Kokoro, 1.5 s a clip on one processor, and joe, 0.2 s."""
 
-    talker_heart: int = 9000
+    talker_heart: int = 16_000
     """Texts that heart reads, the fastest voice; no fewer than the others."""
     talker_joe: int = 3000
     """Texts that joe reads; all but the first hundred are others than heart's."""

@@ -128,6 +128,11 @@ def same_number(rng: np.random.Generator, media: Media, sound: Medium, picture: 
     return [user(shown(picture), shown(sound), words(text)), assistant(answer("same", facts)[0])]
 
 
+def kinds_of(talk: Sequence[Message]) -> set[str]:
+    """Of what a conversation consists, but for answers in writing: {"image", "text"}."""
+    return {item["type"] for message in talk if isinstance(message["content"], list) for item in message["content"]}
+
+
 def _few(rng: np.random.Generator, items: Sequence[Medium], count: int = 200) -> list[Medium]:
     return [pick(rng, items) for _ in range(count)]
 

@@ -153,6 +153,7 @@ class Training:
             "video_audio": _talks(chats.caption(film) for film in self.films),
             "text": self._texts(),
             "sft": _talks(self._chats()),
+            "sft_pictures": _talks(talk for talk in self._chats() if chats.kinds_of(talk) == {"image", "text"}),
             "read_aloud": _talks(self._reading_chats()),
             "hard_prompts": self._hard(),
             "transcribed": ({"audio": clip.path, "text": clip.facts["text"]} for clip in self._heard()),

@@ -219,7 +219,7 @@ def test_a_model_is_trained_further_by_the_stages_that_can_go_on():
     moved, other = (steps(model=chain.Given("/new", digest)) for digest in (one.digest, "f" * 64))
     assert [step.fingerprint for step in moved] == [step.fingerprint for step in given]
     differ = {a.name for a, b in zip(other, given) if a.fingerprint != b.fingerprint}
-    assert differ == begun | {"token2wav", "pretrain2", "sft", "talker_icl"}
+    assert differ == begun | {"token2wav", "pretrain2", "sight", "sft", "talker_icl"}
 
 
 def test_the_stages_of_a_model_that_is_given_are_read_by_the_command():

@@ -16,7 +16,7 @@ HUMANS = ("jackson", "nicolas", "theo", "yweweler")
 
 config = RunConfig(
     stage=ThinkerStage(),
-    checkpoint="runs/pretrain2/model",
+    checkpoint="runs/sight/model",
     output="runs/sft",
     data=DataConfig(
         sources=(

@@ -1,0 +1,32 @@
+"""Sight: the vision encoder alone, by captions and questions on pictures, behind a Thinker that stays as it is.
+
+    omni-jax train --config examples/omni_tiny/configs/sight.py        (in the folder of the data)
+
+As configs/pretrain1_encoders.py, but the Thinker has learnt to read, and nothing is heard. Ours: that there is such a
+run. The other stages show a picture in a third of their steps at most, and pictures are learnt slowest; alone they cost
+half as much, and what the Thinker knows of the rest cannot be forgotten.
+"""
+
+from input_pipeline.training_batch import RowShape
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
+from omni_jax.training.run_stages import ThinkerStage
+
+config = RunConfig(
+    stage=ThinkerStage(),
+    checkpoint="runs/pretrain2/model",
+    output="runs/sight",
+    data=DataConfig(
+        sources=(SourceConfig("image_text.jsonl", weight=0.6), SourceConfig("sft_pictures.jsonl", weight=0.4)),
+        shape=RowShape(tokens=512, audio_blocks=0, patches=384),
+        rows=4,
+        workers=1,
+        system=None,
+    ),
+    freeze=("^thinker/",),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=30, total_steps=1060),
+    dtype="float32",
+    round_products=True,
+    remat="none",
+    save_every=200,
+)
