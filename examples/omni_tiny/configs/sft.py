@@ -33,11 +33,11 @@ config = RunConfig(
         workers=1,
     ),
     rates={"^(audio_encoder|vision_encoder)/": 0.5},
-    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=30, total_steps=1830),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=30, total_steps=2630),
     dtype="float32",
     round_products=True,
     remat="none",
     save_every=200,
     prompts=("Please say: The red dog has four apples.", "Who are you?"),
-    sample_every=610,
+    sample_every=870,
 )

@@ -27,7 +27,7 @@ config = RunConfig(
         workers=1,
     ),
     freeze=("^thinker/", "^audio_encoder/", "^vision_encoder/"),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=3e-3, warmup_steps=50, total_steps=2020),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=3e-3, warmup_steps=50, total_steps=4420),
     dtype="float32",
     round_products=True,
     remat="none",
