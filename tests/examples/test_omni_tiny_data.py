@@ -471,6 +471,17 @@ def test_lines_of_digits_only_say_digits(learnt):
     assert len(said) < len(whole) and all(line["messages"] in whole for line in learnt["audio_text_digits"])
 
 
+def test_sight_learns_from_conversations_of_pictures_and_writing_only(learnt):
+    whole = [line["messages"] for line in learnt["sft"]]
+    found = [line["messages"] for line in learnt["sft_pictures"]]
+    for talk in found:
+        kinds = [item["type"] for message in talk if message["role"] == "user" for item in message["content"]]
+        assert "image" in kinds and set(kinds) == {"image", "text"} and talk in whole
+    left = [talk for talk in whole if talk not in found]
+    kinds_left = [str(talk) for talk in left]
+    assert found and not [text for text in kinds_left if "'image'" in text and "'audio'" not in text]
+
+
 def test_pictures_have_the_sizes_that_the_model_is_made_for(folder):
     sizes = {load_image(path).shape for path in folder.rglob("*.png")}
     assert sizes == {(56, 56, 3), (56, 112, 3)}
