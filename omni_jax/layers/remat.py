@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from omni_jax.errors import ConfigError
-from omni_jax.layers.rounded_products import unroll
+from omni_jax.layers.rounded_products import rounded
 
 # none: everything. dots: results of matrix products with parameters; the rest is made again. full: each layer's input.
 _POLICIES = {
@@ -22,9 +22,5 @@ def rematerialised(layer: type[nn.Module], policy: str) -> type[nn.Module]:
     """
     if policy not in NAMES:
         raise ConfigError(f"There is no remat policy {policy!r}. Policies: {', '.join(NAMES)}.")
-    return layer if policy == "none" else nn.remat(layer, prevent_cse=unrolled(), policy=_POLICIES[policy])
-
-
-def unrolled() -> bool:
-    """Whether layers stand one after another; inside a loop nothing can be shared between the two passes anyway."""
-    return unroll() is True
+    # inside a scan nothing can be shared between the two passes anyway; rounded layers stand one after another
+    return layer if policy == "none" else nn.remat(layer, prevent_cse=rounded(), policy=_POLICIES[policy])

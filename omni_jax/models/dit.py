@@ -29,8 +29,7 @@ from omni_jax.config import DiTConfig
 from omni_jax.errors import CapacityError, OmniError
 from omni_jax.layers.block_attention import rotary_angles
 from omni_jax.layers.linear import Embed, Linear
-from omni_jax.layers.remat import unrolled
-from omni_jax.layers.rounded_products import unroll
+from omni_jax.layers.rounded_products import rounded, unroll
 from omni_jax.layers.weight_only import matrix_product
 from omni_jax.models.dit_layers import Layer, layer_windows, modulated_norm, torch_stddev
 from omni_jax.models.flow import FlowOptions, evaluation_times, guide, integrate
@@ -146,7 +145,7 @@ class DiT(nn.Module):
         self.input = InputProjection(c, self.dtype)
         self.modulation = LayerModulation(c, self.dtype)
         self.layers = nn.scan(
-            nn.remat(Layer, prevent_cse=unrolled()) if self.remat else Layer,
+            nn.remat(Layer, prevent_cse=rounded()) if self.remat else Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast, 0),
