@@ -13,12 +13,14 @@ class Amounts:
     """Texts that heart reads, the fastest voice; no fewer than the others."""
     talker_joe: int = 3000
     """Texts that joe reads; all but the first hundred are others than heart's."""
-    talker_kokoro: int = 200
+    talker_kokoro: int = 800
     """Texts that emma and onyx read, each; the first of heart's."""
     hearing_fast: int = 7200
     """Clips of the nine fast voices, to hear."""
-    hearing_kokoro: int = 200
+    hearing_kokoro: int = 800
     """Clips of Kokoro's voices and of speakers between two of them, to hear."""
+    joined: int = 2400
+    """Digits said one by one and joined, by the fast voices, to hear."""
     questions: int = 8
     """Speakers that ask each question in each wording."""
     digits: int = 60
@@ -27,7 +29,9 @@ class Amounts:
     """Strings of human digits, over all speakers."""
     digit_pictures: int = 30_000
     shape_pictures: int = 12_000
-    films: int = 2400
+    films: int = 6000
+    human_films: int = 1600
+    """Films in which people say the digits, over all speakers."""
     chats: int = 24_000
     """Conversations for instruction tuning."""
     read_aloud: int = 20_000

@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).parent / "configs"
 VOICES = tuple(TALKER)
 _CODES = tuple(f"codes_{voice}" for voice in VOICES)
 MODEL = "model"
-LEFT_OUT = ("pretrain2", "sft")  # the only stages that hear people
+LEFT_OUT = ("pretrain2", "listening", "sft")  # the only stages that hear people
 GENTLER = 0.5  # than the usual rates, when a model is trained further
 SHORTER = 0.5  # of the usual steps, when a person is left out
 
@@ -101,7 +101,8 @@ def _from_nothing(scale: float) -> list[Step]:
         _run("pretrain1_encoders", ("pretrain1_adapters",), scale),
         _run("pretrain2", ("pretrain1_encoders",), scale),
         _run("sight", ("pretrain2",), scale),
-        _run("sft", ("sight",), scale),
+        _run("listening", ("sight",), scale),
+        _run("sft", ("listening",), scale),
         _made("tongue", ("sft", "talker_first"), "join", "--base", "runs/sft/model", "--take",
               "talker=runs/talker_first/model", "--to", "tongue"),
         _run("talker_icl", ("tongue", *_CODES), scale),
@@ -138,7 +139,8 @@ def _further(scale: float, model: Given) -> list[Step]:
         ),
         more("pretrain2", "senses", checkpoint="senses"),
         more("sight", "pretrain2", checkpoint=f"runs/pretrain2/{MODEL}"),
-        more("sft", "sight", checkpoint=f"runs/sight/{MODEL}"),
+        more("listening", "sight", checkpoint=f"runs/sight/{MODEL}"),
+        more("sft", "listening", checkpoint=f"runs/listening/{MODEL}"),
         _made("tongue", ("sft", "recoded", "speech_tokenizer"), "join", "--base", f"runs/sft/{MODEL}", "--take",
               "talker=recoded", f"speech_tokenizer={tokenizer}", "--to", "tongue"),
         more("talker_icl", "tongue", *_CODES, checkpoint="tongue"),

@@ -89,14 +89,17 @@ def chat(rng: np.random.Generator, media: Media) -> list[Message]:
         picture = pick(rng, media.shape_pictures)
         return turns(rng, media, picture, _some(rng, ("colour", "shape", "count", "describe"), 3))
     if kind < 0.75:
-        film = pick(rng, media.films)
-        return turns(rng, media, film, _some(rng, film_questions(film.facts), 2))
+        return on_film(rng, media, pick(rng, media.films))
     if kind < 0.83:
         return same_number(rng, media, pick(rng, media.digits), pick(rng, media.digit_pictures))
     if kind < 0.93:
         sound = pick(rng, media.strings)
         return turns(rng, media, sound, ["repeat"])
     return turns(rng, media, None, _some(rng, ("who", "hello", "help"), 2))
+
+
+def on_film(rng: np.random.Generator, media: Media, film: Medium) -> list[Message]:
+    return turns(rng, media, film, _some(rng, film_questions(film.facts), 2))
 
 
 def film_questions(facts: Mapping[str, Any]) -> tuple[str, ...]:

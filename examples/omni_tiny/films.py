@@ -63,7 +63,9 @@ def sound_of(sound: str, folder: Path, seed: int) -> np.ndarray:
     """What a film's recipe names, float32 [W] at 16 kHz."""
     if sound.endswith(".flac"):
         if not (folder / sound).is_file():
-            raise DataError(f"{folder / sound} is missing. Make the group 'digits' before films.", "missing media")
+            raise DataError(
+                f"{folder / sound} is missing. Make the groups 'digits' and 'human' before films.", "missing media"
+            )
         heard, rate = soundfile.read(folder / sound, dtype="float32")
         assert rate == RATE, sound
         return heard

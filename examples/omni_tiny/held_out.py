@@ -119,7 +119,7 @@ class HeldOut:
         digits = [*self.digits, *self.human_digits[::3]]
         places = range(media.HELD_OUT_DIGITS)
         return [
-            media.film(self.seed, index, self.labels, places=places, digits=digits, group="test films", even=True)
+            media.film(self.seed, index, self.labels, places=places, digits=digits, group="test films")
             for index in range(300)
         ]
 

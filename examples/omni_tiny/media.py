@@ -111,17 +111,39 @@ def spoken_digits(seed: int, times: int) -> list[Medium]:
     return found
 
 
+def joined_digits(seed: int, index: int) -> Medium:
+    """Digits that a voice says one by one, with pauses: as announcements are put together, and slower than a string."""
+    rng = generator(seed, "joined digits", index)
+    digits = _learnt_digits(rng, most=5)
+    recipe = heard_recipe(rng, "", kokoro=False)
+    del recipe["text"]
+    recipe |= {"words": [f"{DIGITS[digit].capitalize()}." for digit in digits], "gaps": _gaps(rng, digits)}
+    recipe["speed"] = round(float(rng.uniform(0.6, 1.1)), 2)
+    words = digit_words(digits)
+    return said(recipe, text=words, heard=words)
+
+
 def human_strings(seed: int, count: int, speaker: str, takes: Sequence[int], most: int = 5) -> list[Medium]:
     """Digits that one person says, joined; the recordings have 8 kHz, and some get a room and noise besides."""
     found = []
     for index in range(count):
         rng = generator(seed, f"human {speaker} {min(takes)}", index)
-        digits = [int(rng.integers(10)) for _ in range(int(rng.integers(1, most + 1)))]
-        while is_test(digit_words(digits)):
-            digits = [int(rng.integers(10)) for _ in digits]
+        digits = _learnt_digits(rng, most)
         changed = int(rng.integers(2**31)) if rng.random() < 0.6 else None
         found.append(human_string(digits, speaker, [pick(rng, takes) for _ in digits], rng, changed))
     return found
+
+
+def _learnt_digits(rng: np.random.Generator, most: int) -> list[int]:
+    digits = [int(rng.integers(10)) for _ in range(int(rng.integers(1, most + 1)))]
+    while is_test(digit_words(digits)):
+        digits = [int(rng.integers(10)) for _ in digits]
+    return digits
+
+
+def _gaps(rng: np.random.Generator, digits: Sequence[int]) -> list[float]:
+    """Seconds of silence between digits."""
+    return [round(float(rng.uniform(0.02, 0.3)), 2) for _ in digits[1:]]
 
 
 def human_string(
@@ -129,7 +151,7 @@ def human_string(
 ) -> Medium:
     recipe = {
         "human": [f"{digit}_{speaker}_{take}" for digit, take in zip(digits, takes, strict=True)],
-        "gaps": [round(float(rng.uniform(0.02, 0.3)), 2) for _ in digits[1:]],
+        "gaps": _gaps(rng, digits),
         "rate": HEARING_RATE,
         "changed": changed,
     }
@@ -204,25 +226,21 @@ def film(
     places: range,
     digits: Sequence[Medium],
     group: str = "films",
-    even: bool = False,
 ) -> Medium:
     """A digit that moves, and a digit that is said (half of the time the same one) or another sound.
 
-    In half of the films the digit appears later or the sound begins later, by 0.8 s or more.
-
-    Args:
-        even: of such films one half tells nothing by the time at which the picture appears, the other nothing by that
-            of the sound: who goes by one of the two is right in at most three of four. Otherwise what comes early has
-            mostly come first (in nine of ten).
+    In half of the films the digit appears later or the sound begins later, by 0.8 s or more. One half of these tells
+    nothing by the time at which the picture appears, the other nothing by that of the sound: who goes by one of the two
+    is right in at most three of four.
     """
     rng = generator(seed, group, index)
     place = int(places[int(rng.integers(len(places)))])
     facts: dict[str, Any] = {"seen": DIGITS[labels[place]], "way": pick(rng, WAYS)}
     seconds = float(rng.choice([2.0, 2.5, 3.0, 3.5, 4.0]))
-    if rng.random() < 0.65:
+    if rng.random() < 0.65 and digits:
         same = rng.random() < 0.5
         wanted = [m for m in digits if (m.facts["heard"] == facts["seen"]) == same]
-        chosen = pick(rng, wanted)
+        chosen = pick(rng, wanted or digits)  # of few recordings, as for a trial, none may fit
         sound, facts["heard"] = chosen.path, chosen.facts["heard"]
         if "speaker" in chosen.facts:
             facts["speaker"] = chosen.facts["speaker"]
@@ -231,12 +249,7 @@ def film(
     if rng.random() < 0.5:
         facts["first"] = pick(rng, ("picture", "sound"))
         seconds = max(seconds, 3.0)
-        if even:
-            appears, at = _even_times(rng, seconds, facts["first"], fixed=("picture", "sound")[index % 2])
-        else:
-            early = float(rng.uniform(0.0, seconds - 2.2))
-            late = float(rng.uniform(early + 0.8, seconds - 1.2))
-            appears, at = (early, late) if facts["first"] == "picture" else (late, early)
+        appears, at = _even_times(rng, seconds, facts["first"], fixed=("picture", "sound")[index % 2])
     else:
         appears, at = 0.0, float(rng.uniform(0.0, seconds - 1.2))
     ink, ground = _contrast(rng, INKS)

@@ -1,6 +1,7 @@
 """Sound files by recipe: somebody speaks, or a human says digits; clean, or as a room and a telephone change it.
 
     {"voice": "pico:en-GB", "text": "Four.", "rate": 16000, "speed": 1.1, "pitch": 1.0, "warp": 0.95, "changed": 7}
+    {"voice": "flite:slt", "words": ["Four.", "Seven."], "gaps": [0.2], "rate": 16000, "speed": 0.8, "changed": null}
     {"human": ["4_theo_7", "7_theo_12"], "gaps": [0.1], "rate": 16000, "changed": null}
     {"prompts": ["digits/4", "digits/7"], "gaps": [0.1], "rate": 16000}
 
@@ -47,10 +48,8 @@ def make_speech(recipe: Mapping[str, Any], folder: Path, tools: Path, human: Pat
         pieces = [_prompt(PROMPTS / f"{name}.g722") for name in recipe["prompts"]]
         sound = joined(pieces, recipe["gaps"], recipe["rate"])
     else:
-        wave = voices.speak(
-            recipe["voice"], recipe["text"], tools, speed=recipe.get("speed", 1.0), pitch=recipe.get("pitch", 1.0)
-        )
-        sound = at_rate(wave, recipe["rate"], recipe.get("warp", 1.0))
+        pieces = [_spoken(recipe, text, tools) for text in recipe.get("words") or [recipe["text"]]]
+        sound = joined(pieces, recipe.get("gaps", []), recipe["rate"]) if "words" in recipe else pieces[0][0]
     sound = trimmed(sound, recipe["rate"])
     if not len(sound):
         raise DataError(f"no sound came of {recipe}. Try the voice by itself.", "corrupt media")
@@ -94,6 +93,12 @@ def joined(pieces: list[voices.Wave], gaps: list[float], rate: int) -> np.ndarra
         level = float(np.abs(sound).max(initial=0.0))
         out += [sound * (_PEAK / max(level, 1e-3)), np.zeros(round(gap * rate), np.float32)]
     return np.concatenate(out).astype(np.float32)
+
+
+def _spoken(recipe: Mapping[str, Any], text: str, tools: Path) -> voices.Wave:
+    wave = voices.speak(recipe["voice"], text, tools, speed=recipe.get("speed", 1.0), pitch=recipe.get("pitch", 1.0))
+    sound = at_rate(wave, recipe["rate"], recipe.get("warp", 1.0))
+    return (trimmed(sound, recipe["rate"]) if "words" in recipe else sound), recipe["rate"]
 
 
 def _recording(path: Path) -> voices.Wave:

@@ -36,7 +36,8 @@ class Training:
     @cached_property
     def hearing(self) -> list[Medium]:
         fast = [media.hearing_clip(self.seed, i, kokoro=False) for i in range(self.amounts.hearing_fast)]
-        return fast + [media.hearing_clip(self.seed, i, kokoro=True) for i in range(self.amounts.hearing_kokoro)]
+        slow = [media.hearing_clip(self.seed, i, kokoro=True) for i in range(self.amounts.hearing_kokoro)]
+        return [*fast, *slow, *(media.joined_digits(self.seed, i) for i in range(self.amounts.joined))]
 
     @cached_property
     def questions(self) -> dict[str, list[Medium]]:
@@ -61,10 +62,22 @@ class Training:
 
     @cached_property
     def films(self) -> list[Medium]:
+        return self._films("films", self.amounts.films, self.digits)
+
+    @cached_property
+    def human_films(self) -> dict[str, list[Medium]]:
+        """By the person who says the digits in them, so that each can be left out."""
+        count = self.amounts.human_films // len(self.human)
+        return {
+            who: self._films(f"films {who}", count, [clip for clip in clips if len(clip.recipe["human"]) == 1])
+            for who, clips in self.human.items()
+        }
+
+    def _films(self, group: str, count: int, digits: list[Medium]) -> list[Medium]:
         places = range(HELD_OUT_DIGITS, len(self.labels))
         return [
-            media.film(self.seed, index, self.labels, places=places, digits=self.digits)
-            for index in range(self.amounts.films)
+            media.film(self.seed, index, self.labels, places=places, digits=digits, group=group)
+            for index in range(count)
         ]
 
     @cached_property
@@ -137,7 +150,7 @@ class Training:
             "hearing": self.hearing,
             "human": [clip for clips in self.human.values() for clip in clips],
             "pictures": [*self.digit_pictures, *self.shape_pictures],
-            "films": self.films,
+            "films": [*self.films, *(film for films in self.human_films.values() for film in films)],
         }
 
     def lines(self) -> dict[str, Iterator[Line]]:
@@ -199,13 +212,15 @@ class Training:
                 yield chats.reading(rng, text)
 
     def _human_chats(self, who: str) -> Iterator[list[Message]]:
-        """A person's digits are repeated, or compared with a picture."""
+        """A person's digits are repeated, or compared with a picture, or heard in a film."""
         for index, clip in enumerate(self.human[who]):
             rng = generator(self.seed, f"human chats {who}", index)
             if len(clip.recipe["human"]) == 1 and rng.random() < 0.5:
                 yield chats.same_number(rng, self.media, clip, pick(rng, self.digit_pictures))
             else:
                 yield chats.turns(rng, self.media, clip, ["repeat"])
+        for index, film in enumerate(self.human_films[who]):
+            yield chats.on_film(generator(self.seed, f"film chats {who}", index), self.media, film)
 
     def _spoken(self, voice: str) -> Iterator[list[Message]]:
         for (text, talk), clip in zip(self.read_by[voice], self.talker[voice], strict=True):

@@ -30,7 +30,7 @@ from examples.omni_tiny import (
 from examples.omni_tiny.amounts import Amounts
 from examples.omni_tiny.files import COMPLETE
 from examples.omni_tiny.held_out import HeldOut
-from examples.omni_tiny.media import HELD_OUT_DIGITS, film, human_string, without
+from examples.omni_tiny.media import HELD_OUT_DIGITS, film, human_string, joined_digits, without
 from examples.omni_tiny.packages import TEST_TAKES
 from examples.omni_tiny.training import SHARED, Training
 from input_pipeline.clip_kinds import SoundClips, TranscribedClips
@@ -47,7 +47,8 @@ from tests.input_pipeline.training_data import PROCESSOR, ROOM, context
 
 FEW = Amounts(
     talker_heart=40, talker_joe=40, talker_kokoro=20, hearing_fast=40, hearing_kokoro=20, questions=1, digits=2,
-    human=40, digit_pictures=40, shape_pictures=40, films=20, chats=60, read_aloud=60, texts=40, hard=20,
+    human=40, digit_pictures=40, shape_pictures=40, films=20, human_films=24, chats=60, read_aloud=60,
+    texts=40, hard=20, joined=40,
 )  # fmt: skip
 LABELS = np.tile(np.arange(10), 120).astype(np.uint8)  # of 1,200 digits, the first 1,000 held out
 HANDWRITING = np.zeros((len(LABELS), 28, 28), np.uint8)
@@ -319,8 +320,28 @@ def test_human_digits_are_joined_with_silence_around_them(tmp_path):
     assert np.abs(sound[:1400]).max() < 0.01
 
 
+def test_digits_that_a_voice_says_one_by_one_are_joined_with_pauses(tmp_path, monkeypatch):
+    said = []
+
+    def speak(voice, text, *args, speed, pitch):
+        said.append((voice, text, speed))
+        return tone(0.5 / speed, 16_000), 16_000
+
+    monkeypatch.setattr(voices, "speak", speak)
+    clips = [joined_digits(0, index) for index in range(40)]
+    clip = next(each for each in clips if len(each.recipe["words"]) == 3)
+    recipe = {**clip.recipe, "changed": None, "warp": 1.0}
+    speech.make_speech(recipe, tmp_path, tmp_path, tmp_path)
+    assert [text.strip(".").lower() for _, text, _ in said] == clip.facts["text"].split()
+    assert {(voice, speed) for voice, _, speed in said} == {(recipe["voice"], recipe["speed"])}
+    sound, rate = soundfile.read(tmp_path / speech.speech_path(recipe))
+    assert len(sound) / rate == pytest.approx(3 * (0.5 / recipe["speed"] + 0.2) + sum(recipe["gaps"]), abs=0.02)
+    assert {len(each.recipe["words"]) for each in clips} == {1, 2, 3, 4, 5}
+
+
 def test_in_films_of_order_one_thing_is_well_before_the_other(training):
-    ordered = [each for each in training.films if "first" in each.facts]
+    human = [each for films in training.human_films.values() for each in films]
+    ordered = [each for each in (*training.films, *human) if "first" in each.facts]
     assert len({each.facts["first"] for each in ordered}) == 2
     for each in ordered:
         ahead = each.recipe["at"] - each.recipe["appears"]

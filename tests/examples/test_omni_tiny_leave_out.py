@@ -21,7 +21,8 @@ LABELS = np.tile(np.arange(10), 120).astype(np.uint8)
 
 
 def human_paths(training: Training, who: str) -> set[str]:
-    return {clip.path for clip in training.human[who]}
+    """Recordings, and films in which these are heard."""
+    return {medium.path for medium in (*training.human[who], *training.human_films[who])}
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +88,13 @@ def test_a_person_who_is_left_out_is_in_none_of_the_lines(who, training, folder)
 
 def test_the_steps_follow_one_another_and_leave_the_chain_alone():
     usual = {step.name: step for step in steps()}
-    lines, pretrain2, sft = left_out("theo")
-    assert not {lines.name, pretrain2.name, sft.name} & set(usual)
-    assert not {each.place for each in (lines, pretrain2, sft)} & {step.place for step in usual.values()}
+    lines, pretrain2, listening, sft = left_out("theo")
+    assert not {lines.name, pretrain2.name, listening.name, sft.name} & set(usual)
+    assert not {each.place for each in (lines, pretrain2, listening, sft)} & {step.place for step in usual.values()}
     assert config_of(pretrain2).checkpoint == usual["pretrain1_encoders"].result
-    assert config_of(sft).checkpoint == pretrain2.result == "runs/pretrain2_without_theo/model"
-    for step, name in ((pretrain2, "pretrain2"), (sft, "sft")):
+    assert config_of(listening).checkpoint == pretrain2.result == "runs/pretrain2_without_theo/model"
+    assert config_of(sft).checkpoint == listening.result == "runs/listening_without_theo/model"
+    for step, name in ((pretrain2, "pretrain2"), (listening, "listening"), (sft, "sft")):
         config = config_of(step)
         assert f"{config.output}/model" == step.result and step.after[0] == lines.name
         whole = load_config(usual[name].config).optimizer.total_steps

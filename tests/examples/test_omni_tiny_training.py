@@ -35,7 +35,8 @@ from tests.input_pipeline.media_files import tone
 
 FEW = Amounts(
     talker_heart=40, talker_joe=40, talker_kokoro=20, hearing_fast=40, hearing_kokoro=20, questions=1, digits=2,
-    human=40, digit_pictures=40, shape_pictures=40, films=20, chats=60, read_aloud=60, texts=40, hard=20,
+    human=40, digit_pictures=40, shape_pictures=40, films=20, human_films=24, chats=60, read_aloud=60,
+    texts=40, hard=20, joined=40,
 )  # fmt: skip
 PARTS = ("speech_tokenizer", "speaker_encoder", "dit", "bigvgan")
 LABELS = np.tile(np.arange(10), 120).astype(np.uint8)
@@ -219,7 +220,7 @@ def test_a_model_is_trained_further_by_the_stages_that_can_go_on():
     moved, other = (steps(model=chain.Given("/new", digest)) for digest in (one.digest, "f" * 64))
     assert [step.fingerprint for step in moved] == [step.fingerprint for step in given]
     differ = {a.name for a, b in zip(other, given) if a.fingerprint != b.fingerprint}
-    assert differ == begun | {"token2wav", "pretrain2", "sight", "sft", "talker_icl"}
+    assert differ == begun | {"token2wav", "pretrain2", "sight", "listening", "sft", "talker_icl"}
 
 
 def test_the_stages_of_a_model_that_is_given_are_read_by_the_command():

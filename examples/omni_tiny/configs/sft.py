@@ -16,7 +16,7 @@ HUMANS = ("jackson", "nicolas", "theo", "yweweler")
 
 config = RunConfig(
     stage=ThinkerStage(),
-    checkpoint="runs/sight/model",
+    checkpoint="runs/listening/model",
     output="runs/sft",
     data=DataConfig(
         sources=(

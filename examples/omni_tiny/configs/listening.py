@@ -1,0 +1,36 @@
+"""Listening: the audio encoder alone, by transcripts, behind a Thinker that stays as it is.
+
+    omni-jax train --config examples/omni_tiny/configs/listening.py        (in the folder of the data)
+
+As configs/sight.py, for the other sense. Ours: that there is such a run. Of a step of sft a third at most is heard, and
+strangers are understood by hearing many.
+"""
+
+from input_pipeline.training_batch import RowShape
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
+from omni_jax.training.run_stages import ThinkerStage
+
+HUMANS = ("jackson", "nicolas", "theo", "yweweler")
+
+config = RunConfig(
+    stage=ThinkerStage(),
+    checkpoint="runs/sight/model",
+    output="runs/listening",
+    data=DataConfig(
+        sources=(
+            SourceConfig("audio_text.jsonl", weight=0.8),
+            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.05) for name in HUMANS),
+        ),
+        shape=RowShape(tokens=512, audio_blocks=10, patches=0),
+        rows=4,
+        workers=1,
+        system=None,
+    ),
+    freeze=("^thinker/",),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=30, total_steps=800),
+    dtype="float32",
+    round_products=True,
+    remat="none",
+    save_every=200,
+)
