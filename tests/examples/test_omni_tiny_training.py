@@ -373,7 +373,7 @@ def test_steps_that_do_not_read_each_other_run_side_by_side(tmp_path):
     def command(step: Step) -> list[str]:
         wait = "" if step is last else f"while not os.path.exists({({'one': 'other', 'other': 'one'})[step.name]!r}): 0"
         there = f"assert os.path.exists('one/model') == os.path.exists('other/model') == {step is last}"
-        lines = "import os", f"os.mkdir({step.name!r})", there, wait, f"open({step.result!r}, 'w').close()"
+        lines = "import os", there, f"os.mkdir({step.name!r})", wait, f"open({step.result!r}, 'w').close()"
         return [sys.executable, "-c", "\n".join(lines)]
 
     book = Book(tmp_path, (one, other, last))
