@@ -99,7 +99,11 @@ def chat(rng: np.random.Generator, media: Media) -> list[Message]:
 
 
 def on_film(rng: np.random.Generator, media: Media, film: Medium) -> list[Message]:
-    return turns(rng, media, film, _some(rng, film_questions(film.facts), 2))
+    """What came first is asked more often than all else: no other question needs both senses and the time."""
+    kinds = _some(rng, film_questions(film.facts), 2)
+    if "first" in film.facts and "first" not in kinds and rng.random() < 0.5:
+        kinds = ["first", *kinds[:1]]
+    return turns(rng, media, film, kinds)
 
 
 def film_questions(facts: Mapping[str, Any]) -> tuple[str, ...]:

@@ -167,6 +167,10 @@ class Training:
             "text": self._texts(),
             "sft": _talks(self._chats()),
             "sft_pictures": _talks(talk for talk in self._chats() if chats.kinds_of(talk) == {"image", "text"}),
+            "sft_films": _talks(
+                chats.on_film(generator(self.seed, "films asked", i), self.media, film)
+                for i, film in enumerate(self.films)
+            ),
             "read_aloud": _talks(self._reading_chats()),
             "hard_prompts": self._hard(),
             "transcribed": ({"audio": clip.path, "text": clip.facts["text"]} for clip in self._heard()),
