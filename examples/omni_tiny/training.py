@@ -227,8 +227,16 @@ class Training:
             yield chats.on_film(generator(self.seed, f"film chats {who}", index), self.media, film)
 
     def _spoken(self, voice: str) -> Iterator[list[Message]]:
-        for (text, talk), clip in zip(self.read_by[voice], self.talker[voice], strict=True):
+        """Each reading once; and answers among them again, as they come in conversations: the short ones often."""
+        clips = self.talker[voice]
+        for (text, talk), clip in zip(self.read_by[voice], clips, strict=True):
             yield [*talk[:-1], chats.assistant(text, voice, clip.path)]
+        recordings = {clip.facts["text"]: clip.path for clip in clips}
+        for index in range(len(clips) // 2):
+            talk = chats.chat(generator(self.seed, f"spoken chats {voice}", index), self.media)
+            text = talk[-1]["content"]
+            if text in recordings:
+                yield [*talk[:-1], chats.assistant(text, voice, recordings[text])]
 
     def _hard(self) -> Iterator[Line]:
         """Prompts, each for one of the four voices."""

@@ -459,7 +459,18 @@ def test_voices_read_texts_of_their_own():
     assert [text for text, _ in more.read_by["heart"]][:500] == heart
     for voice, clips in training.talker.items():
         spoken = [line["messages"][-1]["content"] for line in training.lines()[f"spoken_{voice}"]]
-        assert [content[0]["text"] for content in spoken] == [clip.facts["text"] for clip in clips]
+        assert [content[0]["text"] for content in spoken[: len(clips)]] == [clip.facts["text"] for clip in clips]
+
+
+def test_answers_are_spoken_again_in_other_conversations():
+    training = Training(0, replace(FEW, talker_heart=500, talker_joe=40), LABELS)
+    lines = [line["messages"] for line in training.lines()["spoken_heart"]]
+    once, again = lines[:500], lines[500:]
+    recordings = {talk[-1]["content"][0]["text"]: talk[-1]["content"] for talk in once}
+    assert len(again) > 20 and all(talk[-1]["content"] == recordings[talk[-1]["content"][0]["text"]] for talk in again)
+    assert len([talk for talk in again if talk in once]) < 0.2 * len(again)
+    most = Counter(talk[-1]["content"][0]["text"] for talk in again).most_common(1)[0][1]
+    assert most > 3
 
 
 def test_a_third_of_what_is_read_cannot_be_guessed(monkeypatch):

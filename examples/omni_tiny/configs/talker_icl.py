@@ -12,7 +12,7 @@ from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
 from omni_jax.training.run_stages import TalkerStage
 
 # two voices are slow to make and have few recordings: they come again sooner
-VOICES = {"heart": 0.42, "joe": 0.32, "emma": 0.13, "onyx": 0.13}
+VOICES = {"heart": 0.34, "joe": 0.26, "emma": 0.2, "onyx": 0.2}
 
 config = RunConfig(
     stage=TalkerStage(),
