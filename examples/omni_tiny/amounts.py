@@ -13,7 +13,7 @@ class Amounts:
     """Texts that heart reads, the fastest voice; no fewer than the others."""
     talker_joe: int = 3000
     """Texts that joe reads; all but the first hundred are others than heart's."""
-    talker_kokoro: int = 800
+    talker_kokoro: int = 500
     """Texts that emma and onyx read, each; the first of heart's."""
     hearing_fast: int = 7200
     """Clips of the nine fast voices, to hear."""

@@ -253,7 +253,8 @@ def test_steps_are_chosen_by_name():
     names = [step.name for step in steps()]
     assert [step.name for step in selected(steps(), None, None, None)] == names
     assert [step.name for step in selected(steps(), "sft", None, None)] == ["sft"]
-    assert [step.name for step in selected(steps(), None, "sft", "talker_icl")] == ["sft", "tongue", "talker_icl"]
+    chosen = [step.name for step in selected(steps(), None, "sft", "talker_icl")]
+    assert chosen == ["sft", "sight", "tongue", "talker_icl"]
     with pytest.raises(ConfigError, match="no step 'stf'"):
         selected(steps(), "stf", None, None)
     with pytest.raises(ConfigError, match="sft comes after start"):

@@ -15,7 +15,7 @@ HUMANS = ("jackson", "nicolas", "theo", "yweweler")
 
 config = RunConfig(
     stage=ThinkerStage(),
-    checkpoint="runs/sight/model",
+    checkpoint="runs/pretrain2/model",
     output="runs/listening",
     data=DataConfig(
         sources=(
@@ -28,7 +28,7 @@ config = RunConfig(
         system=None,
     ),
     freeze=("^thinker/",),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=30, total_steps=800),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=30, total_steps=500),
     dtype="float32",
     round_products=True,
     remat="none",

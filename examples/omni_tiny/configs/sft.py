@@ -35,7 +35,7 @@ config = RunConfig(
         workers=1,
     ),
     rates={"^(audio_encoder|vision_encoder)/": 0.5},
-    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=30, total_steps=2630),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=30, total_steps=3330),
     dtype="float32",
     round_products=True,
     remat="none",

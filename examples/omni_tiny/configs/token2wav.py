@@ -15,7 +15,7 @@ config = RunConfig(
     checkpoint="sounding",
     output="runs/token2wav",
     data=DataConfig(sources=(SourceConfig("coded_voiced.jsonl"),), clip_seconds=3, rows=12, workers=1),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=50, total_steps=1380, weight_decay=0.01),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=50, total_steps=2880, weight_decay=0.01),
     dtype="float32",
     round_products=True,
     remat="none",
