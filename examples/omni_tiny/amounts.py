@@ -31,7 +31,7 @@ class Amounts:
     shape_pictures: int = 12_000
     films: int = 6000
     human_films: int = 1600
-    """Films in which people say the digits, over all speakers."""
+    """Films in which digits are said by people, over all speakers; in a third there is another sound, as in all."""
     chats: int = 24_000
     """Conversations for instruction tuning."""
     read_aloud: int = 20_000

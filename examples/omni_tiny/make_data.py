@@ -39,7 +39,7 @@ class Args:
     to: Annotated[Path, arg(metavar="DIR")] = Path(".omni_tiny")
     """The folder to fill."""
     only: tuple[Group, ...] = ()
-    """Groups to make; none for all. Films need the digits, lines need nothing."""
+    """Groups to make; none for all. Films need the digits and human, lines need nothing."""
     scale: float = 1.0
     """Training amounts are multiplied by this. Other amounts are other data, so give another folder."""
     processes: int = 2

@@ -115,12 +115,11 @@ def joined_digits(seed: int, index: int) -> Medium:
     """Digits that a voice says one by one, with pauses: as announcements are put together, and slower than a string."""
     rng = generator(seed, "joined digits", index)
     digits = _learnt_digits(rng, most=5)
-    recipe = heard_recipe(rng, "", kokoro=False)
-    del recipe["text"]
-    recipe |= {"words": [f"{DIGITS[digit].capitalize()}." for digit in digits], "gaps": _gaps(rng, digits)}
-    recipe["speed"] = round(float(rng.uniform(0.6, 1.1)), 2)
-    words = digit_words(digits)
-    return said(recipe, text=words, heard=words)
+    words = [f"{DIGITS[digit].capitalize()}." for digit in digits]
+    recipe = {key: value for key, value in heard_recipe(rng, "", kokoro=False).items() if key != "text"}
+    recipe |= {"words": words, "gaps": _gaps(rng, digits), "speed": round(float(rng.uniform(0.6, 1.1)), 2)}
+    text = digit_words(digits)
+    return said(recipe, text=text, heard=text)
 
 
 def human_strings(seed: int, count: int, speaker: str, takes: Sequence[int], most: int = 5) -> list[Medium]:
@@ -142,7 +141,7 @@ def _learnt_digits(rng: np.random.Generator, most: int) -> list[int]:
 
 
 def _gaps(rng: np.random.Generator, digits: Sequence[int]) -> list[float]:
-    """Seconds of silence between digits."""
+    """Seconds of silence between recordings of digits, beside what these have themselves."""
     return [round(float(rng.uniform(0.02, 0.3)), 2) for _ in digits[1:]]
 
 
@@ -225,7 +224,7 @@ def film(
     *,
     places: range,
     digits: Sequence[Medium],
-    group: str = "films",
+    group: str,
 ) -> Medium:
     """A digit that moves, and a digit that is said (half of the time the same one) or another sound.
 

@@ -47,9 +47,13 @@ def make_speech(recipe: Mapping[str, Any], folder: Path, tools: Path, human: Pat
     elif "prompts" in recipe:
         pieces = [_prompt(PROMPTS / f"{name}.g722") for name in recipe["prompts"]]
         sound = joined(pieces, recipe["gaps"], recipe["rate"])
+    elif "words" in recipe:
+        pieces = [trimmed(_spoken(recipe, word, tools), recipe["rate"]) for word in recipe["words"]]
+        if not all(map(len, pieces)):  # the text would name a word more than is said
+            raise DataError(f"no sound came of a word of {recipe}. Try the voice by itself.", "corrupt media")
+        sound = joined([(piece, recipe["rate"]) for piece in pieces], recipe["gaps"], recipe["rate"])
     else:
-        pieces = [_spoken(recipe, text, tools) for text in recipe.get("words") or [recipe["text"]]]
-        sound = joined(pieces, recipe.get("gaps", []), recipe["rate"]) if "words" in recipe else pieces[0][0]
+        sound = _spoken(recipe, recipe["text"], tools)
     sound = trimmed(sound, recipe["rate"])
     if not len(sound):
         raise DataError(f"no sound came of {recipe}. Try the voice by itself.", "corrupt media")
@@ -95,10 +99,9 @@ def joined(pieces: list[voices.Wave], gaps: list[float], rate: int) -> np.ndarra
     return np.concatenate(out).astype(np.float32)
 
 
-def _spoken(recipe: Mapping[str, Any], text: str, tools: Path) -> voices.Wave:
+def _spoken(recipe: Mapping[str, Any], text: str, tools: Path) -> np.ndarray:
     wave = voices.speak(recipe["voice"], text, tools, speed=recipe.get("speed", 1.0), pitch=recipe.get("pitch", 1.0))
-    sound = at_rate(wave, recipe["rate"], recipe.get("warp", 1.0))
-    return (trimmed(sound, recipe["rate"]) if "words" in recipe else sound), recipe["rate"]
+    return at_rate(wave, recipe["rate"], recipe.get("warp", 1.0))
 
 
 def _recording(path: Path) -> voices.Wave:

@@ -216,7 +216,7 @@ class Training:
                 yield chats.reading(rng, text)
 
     def _human_chats(self, who: str) -> Iterator[list[Message]]:
-        """A person's digits are repeated, or compared with a picture, or heard in a film."""
+        """A person's digits are repeated, or compared with a picture; and films are asked about that may have them."""
         for index, clip in enumerate(self.human[who]):
             rng = generator(self.seed, f"human chats {who}", index)
             if len(clip.recipe["human"]) == 1 and rng.random() < 0.5:

@@ -142,6 +142,9 @@ def test_speakers_digits_takes_and_the_style_of_the_tests_are_never_learnt(train
     assert takes and not takes & set(TEST_TAKES)
     digits = {place for recipe in made for place in [*recipe.get("digits", ()), *[recipe.get("digit")]] if place}
     assert min(digits) >= HELD_OUT_DIGITS
+    groups = training.groups()
+    heard = {recipe["sound"] for recipe in made if str(recipe.get("sound")).endswith(".flac")}  # in films
+    assert heard and heard <= {clip.path for name in ("digits", "human") for clip in groups[name]}
     assert pictures.HELD_OUT_STYLE not in {recipe.get("style") for recipe in made}
     tested = [medium.recipe for medium in held_out.media()]
     assert max(place for recipe in tested for place in recipe.get("digits", ())) < HELD_OUT_DIGITS
@@ -152,14 +155,20 @@ def test_speakers_digits_takes_and_the_style_of_the_tests_are_never_learnt(train
     assert len(everything) == 2000 and {medium.path for medium in held_out.human_digits} <= everything
 
 
-def test_neither_sense_alone_tells_what_came_first(held_out):
-    films = [medium for medium in held_out.films if "first" in medium.facts]
+@pytest.mark.parametrize("of", ["tests", "training", "people"])
+def test_neither_sense_alone_tells_what_came_first(of, held_out):
+    training = Training(0, replace(FEW, films=600, human=200, human_films=2400), LABELS)
+    found = {"tests": lambda: held_out.films, "training": lambda: training.films}
+    films = found.get(of, lambda: training.human_films["theo"])()
+    films = [medium for medium in films if "first" in medium.facts]
     for key in ("appears", "at"):
-        times = sorted((medium.recipe[key], medium.facts["first"]) for medium in films)
+        times = [medium.recipe[key] for medium in films]
         for early in ("picture", "sound"):  # the best threshold on one time
-            right = [sum((name == early) == (place < cut) for place, (_, name) in enumerate(times))
-                     for cut in range(len(times) + 1)]  # fmt: skip
-            assert max(right) < 0.85 * len(films)  # the goal
+            right = [
+                sum((medium.facts["first"] == early) == (time < cut) for medium, time in zip(films, times))
+                for cut in {*times, 10.0}
+            ]
+            assert max(right) < 0.8 * len(films)  # well below the goal
     for medium in films:
         gap = medium.recipe["at"] - medium.recipe["appears"]
         assert abs(gap) > 0.7 and (gap > 0) == (medium.facts["first"] == "picture")
@@ -318,6 +327,13 @@ def test_human_digits_are_joined_with_silence_around_them(tmp_path):
     first, last = (np.abs(part).max() for part in (sound[: len(sound) // 2], sound[len(sound) // 2 :]))
     assert first == pytest.approx(last, rel=0.1) == pytest.approx(0.5, rel=0.1)
     assert np.abs(sound[:1400]).max() < 0.01
+
+
+def test_a_word_that_a_voice_does_not_say_is_not_left_out_unnoticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(voices, "speak", lambda voice, text, *_, **__: (tone(0.3, 16_000) * (text != "Two."), 16_000))
+    recipe = {"voice": "flite:slt", "words": ["One.", "Two."], "gaps": [0.1], "rate": 16_000}
+    with pytest.raises(DataError, match="no sound came of a word"):
+        speech.make_speech(recipe, tmp_path, tmp_path, tmp_path)
 
 
 def test_digits_that_a_voice_says_one_by_one_are_joined_with_pauses(tmp_path, monkeypatch):
@@ -519,9 +535,29 @@ def test_pictures_have_the_sizes_that_the_model_is_made_for(folder):
     assert sizes == {(56, 56, 3), (56, 112, 3)}
 
 
+def test_there_is_a_conversation_about_each_film(learnt, training):
+    def films_in(name):
+        items = [item for line in learnt[name] for item in line["messages"][0]["content"]]
+        return [item["video"] for item in items if item["type"] == "video"]
+
+    assert films_in("sft_films") == [film.path for film in training.films]
+    for who, theirs in training.human_films.items():
+        assert films_in(f"sft_{who}") == [film.path for film in theirs]
+
+
+def test_of_half_of_the_films_of_order_it_is_asked_what_came_first():
+    training = Training(0, replace(FEW, films=300), LABELS)
+    ordered = {film.path for film in training.films if "first" in film.facts}
+    asked = []
+    for line in training.lines()["sft_films"]:
+        if line["messages"][0]["content"][0]["video"] in ordered:
+            asked.append(any("came first." in str(message["content"]) for message in line["messages"]))
+    assert len(asked) > 100 and np.mean(asked) > 0.5
+
+
 def test_without_a_track_a_film_keeps_its_facts(training):
     digits = training.digits
-    made = film(0, 0, LABELS, places=range(HELD_OUT_DIGITS, 1200), digits=digits)
+    made = film(0, 0, LABELS, places=range(HELD_OUT_DIGITS, 1200), digits=digits, group="films")
     assert without(made, "mute").facts == made.facts and without(made, "mute").path != made.path
 
 

@@ -1,6 +1,7 @@
 """Leaving a person out: nothing of them is in what the shorter chain hears, and all else is as usual."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,13 @@ def test_people_are_heard_in_files_of_their_own_only(training, folder):
                 found[who].add(file.name)
     assert found == {who: {leave_out.lines_of(kind, who) for kind in leave_out.KINDS} for who in FSDD_SPEAKERS}
     assert not {film.recipe["sound"] for film in training.films} & set(everybody)
+
+
+def test_in_the_films_of_a_person_nobody_else_speaks():
+    training = Training(0, replace(Amounts().scaled(0.01), human=200, human_films=80), LABELS)
+    for who, films in training.human_films.items():
+        heard = {film.recipe["sound"] for film in films if film.recipe["sound"].endswith(".flac")}
+        assert heard and heard <= {clip.path for clip in training.human[who]}
 
 
 def test_people_are_heard_by_those_stages_only_that_are_made_anew():

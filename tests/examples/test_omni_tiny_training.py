@@ -214,7 +214,9 @@ def test_a_model_is_trained_further_by_the_stages_that_can_go_on():
         reads = set(follows.values()) | {word.partition("=")[2] for word in step.options if "=" in word}
         makers = {each.name for each in given if each.result in reads and each is not step}
         assert makers <= before(step, given) and follows.get("--base") in {None, "/model", *made}
-    tongue = next(step for step in given if step.name == "tongue").options
+    for chain_ in (whole, {step.name: step for step in given}):  # what the Talker reads has passed all stages
+        tongue = chain_["tongue"].options
+        assert tongue[tongue.index("--base") + 1] == chain_["sight"].result and "sight" in chain_["tongue"].after
     assert {"talker=recoded", "speech_tokenizer=runs/speech_tokenizer/model"} < set(tongue)
     # a model that is moved is the same one, another one is not, and learns from other batches
     moved, other = (steps(model=chain.Given("/new", digest)) for digest in (one.digest, "f" * 64))
