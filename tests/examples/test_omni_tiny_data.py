@@ -168,7 +168,7 @@ def test_neither_sense_alone_tells_what_came_first(of, held_out):
                 sum((medium.facts["first"] == early) == (time < cut) for medium, time in zip(films, times))
                 for cut in {*times, 10.0}
             ]
-            assert max(right) < 0.8 * len(films)  # well below the goal
+            assert max(right) < 0.85 * len(films)  # the goal
     for medium in films:
         gap = medium.recipe["at"] - medium.recipe["appears"]
         assert abs(gap) > 0.7 and (gap > 0) == (medium.facts["first"] == "picture")
