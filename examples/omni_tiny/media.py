@@ -230,7 +230,7 @@ def film(
 
     In half of the films the digit appears later or the sound begins later, by 0.8 s or more. One half of these tells
     nothing by the time at which the picture appears, the other nothing by that of the sound: who goes by one of the two
-    is right in at most three of four.
+    is right in about three of four.
     """
     rng = generator(seed, group, index)
     place = int(places[int(rng.integers(len(places)))])
