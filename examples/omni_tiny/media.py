@@ -52,7 +52,7 @@ def hearing_clip(seed: int, index: int, *, kokoro: bool) -> Medium:
     """Somebody says digits or a sentence, at some pace and pitch, in a room or through a telephone."""
     rng = generator(seed, "hearing kokoro" if kokoro else "hearing", index)
     text = training_text(rng)
-    return said(heard_recipe(rng, text, kokoro=kokoro), text=text)
+    return said(heard_recipe(rng, kokoro=kokoro, text=text), text=text)
 
 
 def training_text(rng: np.random.Generator) -> str:
@@ -62,12 +62,13 @@ def training_text(rng: np.random.Generator) -> str:
             return text
 
 
-def heard_recipe(rng: np.random.Generator, text: str, *, kokoro: bool) -> dict[str, Any]:
-    """A voice to hear, changed: most clips are warped into another speaker, and half are noisy."""
+def heard_recipe(rng: np.random.Generator, *, kokoro: bool, **says: Any) -> dict[str, Any]:
+    """A voice to hear, changed: most clips are warped into another speaker, and half are noisy. `says`: the rest of the
+    recipe, "text" or "words"."""
     voice = _kokoro_speaker(rng) if kokoro else FAST[int(rng.choice(len(FAST), p=_FAST_SHARES))]
     recipe = {
         "voice": voice,
-        "text": text,
+        **says,
         "rate": HEARING_RATE,
         "speed": round(float(rng.uniform(0.85, 1.2)), 2),
         "warp": round(float(1.15 ** rng.uniform(-1, 1)), 3),
@@ -96,7 +97,7 @@ def spoken_questions(seed: int, speakers: int) -> dict[str, list[Medium]]:
         found[text] = []
         for index in range(speakers):
             rng = generator(seed, "questions", 1000 * number + index)
-            found[text].append(said(heard_recipe(rng, text, kokoro=index % 8 == 7), text=text))
+            found[text].append(said(heard_recipe(rng, kokoro=index % 8 == 7, text=text), text=text))
     return found
 
 
@@ -106,7 +107,7 @@ def spoken_digits(seed: int, times: int) -> list[Medium]:
     for digit, word in enumerate(DIGITS):
         for index in range(times):
             rng = generator(seed, "digits", 1000 * digit + index)
-            recipe = heard_recipe(rng, f"{word.capitalize()}.", kokoro=index % 12 == 11)
+            recipe = heard_recipe(rng, kokoro=index % 12 == 11, text=f"{word.capitalize()}.")
             found.append(said(recipe, text=word, heard=word))
     return found
 
@@ -116,8 +117,8 @@ def joined_digits(seed: int, index: int) -> Medium:
     rng = generator(seed, "joined digits", index)
     digits = _learnt_digits(rng, most=5)
     words = [f"{DIGITS[digit].capitalize()}." for digit in digits]
-    recipe = {key: value for key, value in heard_recipe(rng, "", kokoro=False).items() if key != "text"}
-    recipe |= {"words": words, "gaps": _gaps(rng, digits), "speed": round(float(rng.uniform(0.6, 1.1)), 2)}
+    recipe = heard_recipe(rng, kokoro=False, words=words)
+    recipe |= {"gaps": _gaps(rng, digits), "speed": round(float(rng.uniform(0.6, 1.1)), 2)}
     text = digit_words(digits)
     return said(recipe, text=text, heard=text)
 

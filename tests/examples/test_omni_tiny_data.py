@@ -134,7 +134,8 @@ def test_what_is_read_and_heard_is_of_the_side_of_training(learnt, training):
 
 
 def test_speakers_digits_takes_and_the_style_of_the_tests_are_never_learnt(training, held_out):
-    made = [medium.recipe for media in training.groups().values() for medium in media]
+    groups = training.groups()
+    made = [medium.recipe for media in groups.values() for medium in media]
     spoken = " ".join(recipe["voice"] for recipe in made if "voice" in recipe)
     assert spoken and not [name for name in voices.HELD_OUT if name in spoken or name in voices.KOKORO]
     assert not [recipe for recipe in made if "prompts" in recipe]
@@ -142,7 +143,6 @@ def test_speakers_digits_takes_and_the_style_of_the_tests_are_never_learnt(train
     assert takes and not takes & set(TEST_TAKES)
     digits = {place for recipe in made for place in [*recipe.get("digits", ()), *[recipe.get("digit")]] if place}
     assert min(digits) >= HELD_OUT_DIGITS
-    groups = training.groups()
     heard = {recipe["sound"] for recipe in made if str(recipe.get("sound")).endswith(".flac")}  # in films
     assert heard and heard <= {clip.path for name in ("digits", "human") for clip in groups[name]}
     assert pictures.HELD_OUT_STYLE not in {recipe.get("style") for recipe in made}

@@ -41,5 +41,5 @@ config = RunConfig(
     remat="none",
     save_every=200,
     prompts=("Please say: The red dog has four apples.", "Who are you?"),
-    sample_every=870,
+    sample_every=1110,
 )
