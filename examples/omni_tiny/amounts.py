@@ -10,11 +10,11 @@ class Amounts:
     """Numbers of files or lines. The time goes into Kokoro, 1.5 s a clip on one processor, and joe, 0.2 s."""
 
     talker_heart: int = 16_000
-    """Texts that heart reads, the fastest voice; no fewer than the others."""
+    """Texts that heart reads, the fastest voice and the one that the Talker learns from; no fewer than the others."""
     talker_joe: int = 3000
-    """Texts that joe reads; all but the first hundred are others than heart's."""
+    """Texts that joe reads, for Token2Wav; all but the first hundred are others than heart's."""
     talker_kokoro: int = 500
-    """Texts that emma and onyx read, each; the first of heart's."""
+    """Texts that emma and onyx read, each, for Token2Wav; the first of heart's."""
     hearing_fast: int = 7200
     """Clips of the nine fast voices, to hear."""
     hearing_kokoro: int = 800
@@ -27,8 +27,9 @@ class Amounts:
     """Times that each single digit is said."""
     human: int = 3000
     """Strings of human digits, over all speakers."""
-    digit_pictures: int = 30_000
-    shape_pictures: int = 12_000
+    digit_pictures: int = 120_000
+    """So many that few are seen twice: of 30,000 the eyes knew nearly all, and read a third of new strings wrong."""
+    shape_pictures: int = 30_000
     films: int = 6000
     human_films: int = 1600
     """Films in which digits are said by people, over all speakers; in a third there is another sound, as in all."""
@@ -38,7 +39,7 @@ class Amounts:
     """Requests to say a typed text, before those are left out whose text is one of the tests'."""
     texts: int = 4000
     """Plain texts."""
-    hard: int = 150
+    hard: int = 400
     """Texts that are hard to say, as prompts for preferences."""
     tests: int = 1
     """Tests have fixed sizes; 0 makes none."""

@@ -92,9 +92,9 @@ def answer(kind: str, facts: Mapping[str, Any]) -> tuple[str, str]:
         number = COUNTS[facts["count"] - 1]
         return ("There is " if facts["count"] == 1 else "There are ") + objects(facts) + ".", number
     if kind == "same":
-        if facts["seen"] == facts["heard"]:
-            return "Yes, it is the same number.", "yes"
-        return f"No, I see {facts['seen']} and I hear {facts['heard']}.", "no"
+        # what is seen and heard comes first: a small model compares what it has written, and guesses before
+        same = "yes" if facts["seen"] == facts["heard"] else "no"
+        return f"I see {facts['seen']} and I hear {facts['heard']}, so {same}.", same
     if kind == "sound":
         return f"I hear {SOUNDS[facts['sound']]}.", facts["sound"]
     if kind == "way":

@@ -4,7 +4,7 @@ What a line says is a function of seed, amounts and the line's number.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from examples.omni_tiny.voices import TALKER
 
 SHARED = 100  # readings that all voices have, where there are as many
 HEARD = 1000  # recordings of each of the Talker's voices that the Thinker hears, beside all others
+MANNER = "heart"  # the voice whose recordings the Talker learns from
 REPEATED = {"emma": 4, "onyx": 4}  # times that a recording comes in voiced.jsonl
 REFERENCES = 8  # recordings of each voice that may show it to Token2Wav; the first is the one of voices.json
 
@@ -171,6 +172,10 @@ class Training:
                 chats.on_film(generator(self.seed, "films asked", i), self.media, film)
                 for i, film in enumerate(self.films)
             ),
+            "sft_silent": _talks(
+                chats.on_silent_film(generator(self.seed, "silent films", i), film) for i, film in enumerate(self.films)
+            ),
+            "sft_same": _talks(self._same_chats()),
             "read_aloud": _talks(self._reading_chats()),
             "hard_prompts": self._hard(),
             "transcribed": ({"audio": clip.path, "text": clip.facts["text"]} for clip in self._heard()),
@@ -205,6 +210,19 @@ class Training:
         for index in range(self.amounts.chats):
             yield chats.chat(generator(self.seed, "chats", index), self.media)
 
+    def _same_chats(self) -> Iterator[list[Message]]:
+        """Whether the digit that is heard is the one that is seen, half of them of films. Among all conversations it is
+        asked too seldom to be learnt: what is seen and heard was told rightly, and "no" always."""
+        single = [picture for picture in self.digit_pictures if picture.facts["seen"] in DIGITS]
+        films = [film for film in self.films if "heard" in film.facts]
+        for index in range(self.amounts.chats // 4):
+            rng = generator(self.seed, "same chats", index)
+            if index % 2 and films:
+                yield chats.turns(rng, self.media, pick(rng, films), ["same"])
+            else:
+                media = replace(self.media, digit_pictures=single)
+                yield chats.same_number(rng, media, pick(rng, media.digits), pick(rng, single))
+
     def _reading_chats(self) -> Iterator[list[Message]]:
         """The Thinker writes what it is asked to say. From sentences alone it would learn their patterns and guess the
         likely word; so three of ten texts are words in no order."""
@@ -227,12 +245,21 @@ class Training:
             yield chats.on_film(generator(self.seed, f"film chats {who}", index), self.media, film)
 
     def _spoken(self, voice: str) -> Iterator[list[Message]]:
-        """Each reading once; and answers among them again, as they come in conversations: the short ones often."""
-        clips = self.talker[voice]
-        for (text, talk), clip in zip(self.read_by[voice], clips, strict=True):
+        """What the Talker says in a voice: each reading once; and answers among them again, as they come in
+        conversations: the short ones often.
+
+        All voices say it as MANNER does, the others a part of it each: codes tell what is said and how, and Token2Wav
+        gives them the sound of the voice that is asked for. Of MANNER's the speech tokenizer keeps the words best, and
+        to the Talker it is one way to speak instead of four.
+        """
+        own = list(zip(self.read_by[MANNER], self.talker[MANNER], strict=True))
+        others = [each for each in TALKER if each != MANNER]
+        if voice != MANNER:
+            own = own[others.index(voice) :: len(others)]
+        for (text, talk), clip in own:
             yield [*talk[:-1], chats.assistant(text, voice, clip.path)]
-        recordings = {clip.facts["text"]: clip.path for clip in clips}
-        for index in range(len(clips) // 2):
+        recordings = {clip.facts["text"]: clip.path for clip in self.talker[MANNER]}
+        for index in range(len(own) // 2):
             talk = chats.chat(generator(self.seed, f"spoken chats {voice}", index), self.media)
             text = talk[-1]["content"]
             if text in recordings:

@@ -57,12 +57,13 @@ def test_every_file_has_its_credits(shipped):
         ("spoken-question", "The number is eight eight.", False),  # no more than the decisive words
         ("spoken-question", "The number is three.", False),
         ("spoken-question", "", False),
-        ("same-number", "Yes, it is the same number.", True),
-        ("same-number", "No, I see one and I hear two.", False),
-        ("film", "No, I see six and I hear one.", True),
-        ("film", "No, I see 6 and I hear 1.", True),
-        ("film", "No, I see five and I hear two.", False),  # which number decides, not only that they differ
-        ("film", "No, I see one and I hear six.", False),
+        ("same-number", "I see one and I hear one, so yes.", True),
+        ("same-number", "I see one and I hear two, so no.", False),
+        ("film", "I see six and I hear one, so no.", True),
+        ("film", "I see 6 and I hear 1, so no.", True),
+        ("film", "I see five and I hear two, so no.", False),  # which number decides, not only that they differ
+        ("film", "I see one and I hear six, so no.", False),
+        ("film", "I see six and I hear one, so yes.", False),
         ("film", "No, they differ.", False),
         ("film", "Yes, it is the same number.", False),
         ("typed-question", "There are two red squares.", True),  # it was asked how many
@@ -74,7 +75,7 @@ def test_decisive_words(shipped, name, answer, right):
     assert shipped[name].is_right(answer) == right
 
 
-@pytest.mark.parametrize("always", ["Yes, it is the same number.", "No, I see nine and I hear zero.", "No."])
+@pytest.mark.parametrize("always", ["I see one and I hear one, so yes.", "I see nine and I hear zero, so no.", "No."])
 def test_who_answers_always_the_same_is_not_always_right(shipped, always):
     """Of the scenes that must be heard and seen together, one is "yes", and one is "no"."""
     together = [scene for scene in shipped.values() if {"yes", "no"} <= set(scene.among)]

@@ -32,7 +32,7 @@ from examples.omni_tiny.files import COMPLETE
 from examples.omni_tiny.held_out import HeldOut
 from examples.omni_tiny.media import HELD_OUT_DIGITS, film, human_string, joined_digits, without
 from examples.omni_tiny.packages import TEST_TAKES
-from examples.omni_tiny.training import SHARED, Training
+from examples.omni_tiny.training import MANNER, SHARED, Training
 from input_pipeline.clip_kinds import SoundClips, TranscribedClips
 from input_pipeline.examples import Sample
 from input_pipeline.jsonl import JsonLines
@@ -375,8 +375,8 @@ def test_in_films_of_order_one_thing_is_well_before_the_other(training):
         ("shape", {"shape": "cross", "count": 2, "colour": "red"}, "They are crosses.", "crosses"),
         ("count", {"shape": "star", "count": 1, "colour": "blue"}, "There is one blue star.", "one"),
         ("colour", {"shape": "star", "count": 3, "colour": "blue"}, "They are blue.", "blue"),
-        ("same", {"seen": "one", "heard": "one"}, "Yes, it is the same number.", "yes"),
-        ("same", {"seen": "one", "heard": "two"}, "No, I see one and I hear two.", "no"),
+        ("same", {"seen": "one", "heard": "one"}, "I see one and I hear one, so yes.", "yes"),
+        ("same", {"seen": "one", "heard": "two"}, "I see one and I hear two, so no.", "no"),
         ("way", {"way": "left"}, "It moves to the left.", "left"),
         ("first", {"first": "sound"}, "The sound came first.", "sound"),
         ("sound", {"sound": "drum"}, "I hear a drum.", "drum"),
@@ -473,9 +473,41 @@ def test_voices_read_texts_of_their_own():
     more = Training(0, replace(FEW, talker_heart=600, talker_joe=200), LABELS)
     assert more.read_by["joe"] == training.read_by["joe"], "what was made stays of use"
     assert [text for text, _ in more.read_by["heart"]][:500] == heart
-    for voice, clips in training.talker.items():
-        spoken = [line["messages"][-1]["content"] for line in training.lines()[f"spoken_{voice}"]]
-        assert [content[0]["text"] for content in spoken[: len(clips)]] == [clip.facts["text"] for clip in clips]
+
+
+def test_all_voices_speak_as_one_of_them():
+    """The codes are of its recordings; the others share its texts among them."""
+    training = Training(0, replace(FEW, talker_heart=500, talker_joe=40), LABELS)
+    readings = {clip.path: clip.facts["text"] for clip in training.talker[MANNER]}
+    said = {}
+    for voice in voices.TALKER:
+        contents = [line["messages"][-1]["content"] for line in training.lines()[f"spoken_{voice}"]]
+        assert {speech["voice"] for _, speech in contents} == {voice}
+        assert all(readings[speech["audio"]] == text["text"] for text, speech in contents)
+        said[voice] = [speech["audio"] for _, speech in contents[: 500 if voice == MANNER else 166]]
+    assert said.pop(MANNER) == list(readings)
+    assert len(set().union(*said.values())) == 498, "no text is of two of the others"
+
+
+def test_the_eyes_see_films_without_their_sound():
+    lines = [line["messages"] for line in Training(0, FEW, LABELS).lines()["sft_silent"]]
+    assert len(lines) == FEW.films
+    shown = [message["content"][0] for message, _ in lines]
+    assert all(item["type"] == "video" and item["use_audio"] is False for item in shown)
+    assert {answer["content"].split()[0] for _, answer in lines} <= {"The", "It"}
+
+
+def test_whether_two_numbers_are_the_same_is_asked_of_pictures_and_films():
+    training = Training(0, replace(FEW, digit_pictures=200, films=100, chats=1200), LABELS)
+    lines = [line["messages"] for line in training.lines()["sft_same"]]
+    assert len(lines) == 300 and all(len(talk) == 2 for talk in lines)
+    kinds = Counter(
+        (talk[0]["content"][0]["type"], talk[1]["content"].removesuffix(".").rsplit(" ", 1)[1]) for talk in lines
+    )
+    assert set(kinds) == {("image", "yes"), ("image", "no"), ("video", "yes"), ("video", "no")}
+    assert min(kinds.values()) > 0.15 * len(lines)
+    singles = {picture.path for picture in training.digit_pictures if picture.facts["seen"] in sentences.DIGITS}
+    assert {talk[0]["content"][0]["image"] for talk in lines if "image" in talk[0]["content"][0]} <= singles
 
 
 def test_answers_are_spoken_again_in_other_conversations():

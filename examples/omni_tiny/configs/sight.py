@@ -1,4 +1,4 @@
-"""Sight: the vision encoder alone, by captions and questions on pictures, behind a Thinker that stays as it is.
+"""Sight: the vision encoder alone, by pictures and silent films, behind a Thinker that stays as it is.
 
     omni-jax train --config examples/omni_tiny/configs/sight.py        (in the folder of the data)
 
@@ -18,7 +18,11 @@ config = RunConfig(
     checkpoint="runs/sft/model",
     output="runs/sight",
     data=DataConfig(
-        sources=(SourceConfig("image_text.jsonl", weight=0.6), SourceConfig("sft_pictures.jsonl", weight=0.4)),
+        sources=(
+            SourceConfig("image_text.jsonl", weight=0.45),
+            SourceConfig("sft_pictures.jsonl", weight=0.3),
+            SourceConfig("sft_silent.jsonl", weight=0.25),
+        ),
         shape=RowShape(tokens=512, audio_blocks=0, patches=384),
         rows=4,
         workers=1,

@@ -2,7 +2,7 @@
 
     omni-jax train --config examples/omni_tiny/configs/talker_speaker.py        (in the folder of the data)
 
-As configs/talker_speaker.py. Ours: rates, steps; all voices come equally often, though two have fewer recordings.
+As configs/talker_speaker.py. Ours: rates, steps; all voices come equally often, though heart has more lines.
 """
 
 from input_pipeline.training_batch import RowShape
