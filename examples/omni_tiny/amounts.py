@@ -39,6 +39,8 @@ class Amounts:
     """Requests to say a typed text, before those are left out whose text is one of the tests'."""
     texts: int = 4000
     """Plain texts."""
+    compared: int = 20_000
+    """Pairs of written digits that are compared."""
     hard: int = 400
     """Texts that are hard to say, as prompts for preferences."""
     tests: int = 1

@@ -9,11 +9,12 @@ import numpy as np
 from examples.omni_tiny.chance import pick
 from examples.omni_tiny.media import Medium
 from examples.omni_tiny.questions import answer, question
-from examples.omni_tiny.sentences import normal
+from examples.omni_tiny.sentences import DIGITS, normal
 
 # The words of `omni_jax/training/transcripts.py`, with which our own Thinker is asked when it scores speech.
 ASR_SYSTEM = "You are a speech recognition model."
 ASR_PROMPT = "Transcribe the English audio into text without any punctuation marks."
+THINK = "Think of two numbers, one that you see and one that you hear."
 READ = ("Read aloud: ", "Please say: ", "Say this: ")
 
 Message = dict[str, Any]
@@ -140,6 +141,18 @@ def same_number(rng: np.random.Generator, media: Media, sound: Medium, picture: 
     facts = {"seen": picture.facts["seen"], "heard": sound.facts["heard"]}
     text = question(rng, "same", facts)
     return [user(shown(picture), shown(sound), words(text)), assistant(answer("same", facts)[0])]
+
+
+def same_words(rng: np.random.Generator) -> list[Message]:
+    """Two digits that are told in writing, or that the answer chooses: whether they are the same. To compare words is
+    learnt from many such, and not from the few that sounds and pictures are asked about; and of digits of its own
+    choice, for it has to be those of the answer that it compares: nobody writes what is seen and heard beside it."""
+    seen = heard = pick(rng, DIGITS)
+    if rng.random() < 0.5:
+        heard = pick(rng, [digit for digit in DIGITS if digit != seen])
+    facts = {"seen": seen, "heard": heard}
+    told = f"I see {seen} and I hear {heard}." if rng.random() < 0.3 else THINK
+    return [user(words(f"{told} {question(rng, 'same', facts)}")), assistant(answer("same", facts)[0])]
 
 
 def kinds_of(talk: Sequence[Message]) -> set[str]:

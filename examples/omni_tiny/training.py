@@ -176,6 +176,9 @@ class Training:
                 chats.on_silent_film(generator(self.seed, "silent films", i), film) for i, film in enumerate(self.films)
             ),
             "sft_same": _talks(self._same_chats()),
+            "same_words": _talks(
+                chats.same_words(generator(self.seed, "same words", i)) for i in range(self.amounts.compared)
+            ),
             "read_aloud": _talks(self._reading_chats()),
             "hard_prompts": self._hard(),
             "transcribed": ({"audio": clip.path, "text": clip.facts["text"]} for clip in self._heard()),

@@ -5,6 +5,7 @@ No voice is needed: sounds are short tones in place of speech, and the handwriti
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import chain, islice, pairwise
@@ -48,7 +49,7 @@ from tests.input_pipeline.training_data import PROCESSOR, ROOM, context
 FEW = Amounts(
     talker_heart=40, talker_joe=40, talker_kokoro=20, hearing_fast=40, hearing_kokoro=20, questions=1, digits=2,
     human=40, digit_pictures=40, shape_pictures=40, films=20, human_films=24, chats=60, read_aloud=60,
-    texts=40, hard=20, joined=40,
+    texts=40, compared=40, hard=20, joined=40,
 )  # fmt: skip
 LABELS = np.tile(np.arange(10), 120).astype(np.uint8)  # of 1,200 digits, the first 1,000 held out
 HANDWRITING = np.zeros((len(LABELS), 28, 28), np.uint8)
@@ -506,6 +507,13 @@ def test_whether_two_numbers_are_the_same_is_asked_of_pictures_and_films():
     )
     assert set(kinds) == {("image", "yes"), ("image", "no"), ("video", "yes"), ("video", "no")}
     assert min(kinds.values()) > 0.15 * len(lines)
+    written = [line["messages"] for line in training.lines()["same_words"]]
+    assert len(written) == FEW.compared
+    for asked, told in written:
+        seen, heard = re.search(r"^I see (\w+) and I hear (\w+), so ", told["content"]).groups()
+        prompt = asked["content"][0]["text"]
+        assert prompt.startswith((chats.THINK, f"I see {seen} and I hear {heard}."))
+        assert told["content"] == f"I see {seen} and I hear {heard}, so {'yes' if seen == heard else 'no'}."
     singles = {picture.path for picture in training.digit_pictures if picture.facts["seen"] in sentences.DIGITS}
     assert {talk[0]["content"][0]["image"] for talk in lines if "image" in talk[0]["content"][0]} <= singles
 

@@ -5,7 +5,8 @@
 Paper: section 3 begins with a Qwen2.5; at this size there is none, so one is trained before it is frozen.
 Ours: everything. What it learns to repeat from text it will repeat from sound: pretrain1 shows it embeddings only.
 With words in no order among what is repeated (training.py) it cannot guess, and learns to look: of sentences alone it
-wrote "Put the orange picture" for "Put the orange cup".
+wrote "Put the orange picture" for "Put the orange cup". And what it is to be the same: of written digits it learns that
+in some thousand examples, of pictures and sounds it learnt in as many what they are, and to say "no".
 """
 
 from input_pipeline.training_batch import RowShape
@@ -18,7 +19,11 @@ config = RunConfig(
     checkpoint="start",
     output="runs/language",
     data=DataConfig(
-        sources=(SourceConfig("text.jsonl", weight=0.15), SourceConfig("read_aloud.jsonl", weight=0.85)),
+        sources=(
+            SourceConfig("text.jsonl", weight=0.1),
+            SourceConfig("read_aloud.jsonl", weight=0.5),
+            SourceConfig("same_words.jsonl", weight=0.4),
+        ),
         shape=RowShape(tokens=512),
         rows=4,
         workers=1,
