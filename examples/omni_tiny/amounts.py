@@ -28,7 +28,8 @@ class Amounts:
     human: int = 3000
     """Strings of human digits, over all speakers."""
     digit_pictures: int = 120_000
-    """So many that few are seen twice: of 30,000 the eyes knew nearly all, and read a third of new strings wrong."""
+    """So many that few are seen twice: of 30,000 the eyes knew nearly all, and read a third of new strings wrong. In
+    every second one the digits are bent."""
     shape_pictures: int = 30_000
     films: int = 6000
     human_films: int = 1600

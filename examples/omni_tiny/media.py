@@ -175,16 +175,17 @@ def digit_picture(
     places: range,
     length: int | None = None,
     group: str = "digit pictures",
+    warp: bool = False,
 ) -> Medium:
-    """Handwritten digits out of `places`; half of the pictures have one, the others up to four."""
+    """Handwritten digits out of `places`; half of the pictures have one, the others up to four. warp: bent ones."""
     rng = generator(seed, group, index)
     if length is None:
         length = 1 if rng.random() < 0.5 else int(rng.integers(2, 5))
     digits = [int(places[int(rng.integers(len(places)))]) for _ in range(length)]
-    return written(rng, digits, labels)
+    return written(rng, digits, labels, warp)
 
 
-def written(rng: np.random.Generator, digits: Sequence[int], labels: np.ndarray) -> Medium:
+def written(rng: np.random.Generator, digits: Sequence[int], labels: np.ndarray, warp: bool = False) -> Medium:
     ink, ground = ("white", "black") if rng.random() < 0.25 else _contrast(rng, INKS)
     recipe = {
         "digits": list(digits),
@@ -192,7 +193,7 @@ def written(rng: np.random.Generator, digits: Sequence[int], labels: np.ndarray)
         "ink": ink,
         "ground": ground,
         "seed": int(rng.integers(2**31)),
-    }
+    } | ({"warp": True} if warp else {})
     return Medium(recipe, picture_path(recipe), {"seen": digit_words([labels[d] for d in digits]), "colour": ink})
 
 

@@ -1,9 +1,10 @@
 """Pictures by recipe: handwritten digits from left to right, or coloured shapes. 56x56 pixels, 112x56 for strings.
 
     {"digits": [17, 4003], "seed": 5, "width": 112, "ink": "white", "ground": "black"}
+    {"digits": [17], "seed": 5, "width": 56, "ink": "white", "ground": "black", "warp": true}
     {"shape": "star", "colour": "red", "count": 3, "style": "striped", "seed": 5}
 
-"digits" are places in `packages.handwriting`.
+"digits" are places in `packages.handwriting`; with "warp" each is bent as if another hand had written it.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from examples.omni_tiny.chance import generator
 from examples.omni_tiny.files import recipe_name, whole
@@ -25,6 +27,8 @@ RGB = {
 INKS = ("red", "blue", "green", "yellow", "purple", "orange", "white", "black")
 STYLES = ("filled", "outlined", "striped", "bordered")
 HELD_OUT_STYLE = "dotted"
+_BENT = 1.1  # pixels
+_PEN = (0.25, 0.5)  # how much of a blurred stroke's edge is no ink any more
 _FINE = 4  # shapes are drawn this many times larger, then made small, which smooths their edges
 
 
@@ -55,9 +59,24 @@ def _draw_digits(recipe: Mapping[str, Any], handwriting: np.ndarray) -> np.ndarr
         room = max(cell - 20 * scale, 0) / 2
         x = cell * (place + 0.5) + float(rng.uniform(-room, room)) * 0.8
         y = SIDE / 2 + float(rng.uniform(-1, 1)) * max(SIDE / 2 - 12 * scale, 0) * 0.8
-        drawn = changed_digit(handwriting[digit], rng, scale, (x, y), (SIDE, width))
+        written = warped_digit(handwriting[digit], rng) if recipe.get("warp") else handwriting[digit]
+        drawn = changed_digit(written, rng, scale, (x, y), (SIDE, width))
         coverage = np.maximum(coverage, drawn)
     return paint(coverage, recipe["ink"], recipe["ground"], rng)
+
+
+def warped_digit(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A handwritten digit uint8 [28, 28] bent by a smooth random field, with a thicker or thinner pen.
+
+    Elastic distortions: Simard, Steinkraus and Platt 2003.
+    """
+    coarse = rng.normal(0, _BENT, (2, 5, 5)).astype(np.float32)
+    field = [np.asarray(Image.fromarray(each).resize(digit.shape, Image.Resampling.BICUBIC)) for each in coarse]
+    y, x = np.mgrid[: digit.shape[0], : digit.shape[1]]
+    bent = ndimage.map_coordinates(digit.astype(np.float32) / 255, (y + field[0], x + field[1]), order=1)
+    pen = rng.uniform(*_PEN)
+    drawn = (ndimage.gaussian_filter(bent, 0.7) - pen) * 2.2 + 0.5
+    return (np.clip(drawn, 0, 1) * 255).astype(np.uint8)
 
 
 def changed_digit(

@@ -55,7 +55,11 @@ class Training:
     @cached_property
     def digit_pictures(self) -> list[Medium]:
         places, count = range(HELD_OUT_DIGITS, len(self.labels)), self.amounts.digit_pictures
-        return [media.digit_picture(self.seed, index, self.labels, places=places) for index in range(count)]
+        # every second one is bent: there are 9,000 digits only, and by these 120,000 pictures of them are not known
+        return [
+            media.digit_picture(self.seed, index, self.labels, places=places, warp=index % 2 == 1)
+            for index in range(count)
+        ]
 
     @cached_property
     def shape_pictures(self) -> list[Medium]:

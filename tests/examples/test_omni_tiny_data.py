@@ -570,6 +570,24 @@ def test_sight_learns_from_conversations_of_pictures_and_writing_only(learnt):
     assert found and not [text for text in kinds_left if "'image'" in text and "'audio'" not in text]
 
 
+def test_half_of_the_digits_that_are_learnt_are_bent_and_none_of_the_tests(training, held_out):
+    learnt = [picture.recipe.get("warp", False) for picture in training.digit_pictures]
+    assert learnt == [index % 2 == 1 for index in range(FEW.digit_pictures)]
+    assert not [medium.path for medium in held_out.media() if medium.recipe.get("warp")]
+    recipe = training.digit_pictures[1].recipe
+    bent, as_it_was = (pictures.draw(recipe | {"warp": warp}, HANDWRITING) for warp in (True, False))
+    assert bent.shape == as_it_was.shape and not np.array_equal(bent, as_it_was)
+    np.testing.assert_array_equal(bent, pictures.draw(recipe, HANDWRITING))
+
+
+def test_a_bent_digit_is_still_ink_in_its_place():
+    for seed in range(20):
+        bent = pictures.warped_digit(HANDWRITING[0], np.random.default_rng(seed))
+        assert bent.dtype == np.uint8 and bent.shape == (28, 28)
+        inside = HANDWRITING[0] > 0
+        assert bent[inside].mean() > 150 > 60 > bent[~inside].mean()
+
+
 def test_pictures_have_the_sizes_that_the_model_is_made_for(folder):
     sizes = {load_image(path).shape for path in folder.rglob("*.png")}
     assert sizes == {(56, 56, 3), (56, 112, 3)}

@@ -28,7 +28,7 @@ config = RunConfig(
         rows=4,
         workers=1,
     ),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=20, total_steps=460),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=20, total_steps=910),
     dtype="float32",
     round_products=True,
     remat="none",

@@ -37,11 +37,11 @@ config = RunConfig(
         workers=1,
     ),
     rates={"^(audio_encoder|vision_encoder)/": 0.5},
-    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=30, total_steps=3330),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=30, total_steps=4140),
     dtype="float32",
     round_products=True,
     remat="none",
     save_every=200,
     prompts=("Please say: The red dog has four apples.", "Who are you?"),
-    sample_every=1110,
+    sample_every=1380,
 )

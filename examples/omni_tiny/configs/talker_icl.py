@@ -25,7 +25,7 @@ config = RunConfig(
         workers=1,
     ),
     freeze=("^thinker/", "^audio_encoder/", "^vision_encoder/"),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=20, total_steps=1990),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=1.5e-3, warmup_steps=20, total_steps=2750),
     dtype="float32",
     round_products=True,
     remat="none",
