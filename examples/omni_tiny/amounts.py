@@ -36,6 +36,8 @@ class Amounts:
     """Films in which digits are said by people, over all speakers; in a third there is another sound, as in all."""
     chats: int = 24_000
     """Conversations for instruction tuning."""
+    picture_chats: int = 40_000
+    """Conversations on pictures for the eyes alone."""
     read_aloud: int = 20_000
     """Requests to say a typed text, before those are left out whose text is one of the tests'."""
     texts: int = 4000

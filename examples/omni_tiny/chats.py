@@ -37,7 +37,7 @@ def words(text: str) -> dict[str, Any]:
 
 
 def shown(medium: Medium | str) -> dict[str, Any]:
-    """The item of a picture, film or sound. Films bring their sound."""
+    """The item of a picture, film or sound. Films bring their sound; see `on_silent_film`."""
     path = medium if isinstance(medium, str) else medium.path
     if path.endswith(".png"):
         return {"type": "image", "image": path}
@@ -66,10 +66,12 @@ def reading(rng: np.random.Generator, text: str) -> list[Message]:
 class Media:
     """What conversations are about. All are lists that are drawn from.
 
-    questions: recordings of each wording. strings: digits that are said, up to four at a time.
+    single_digits: those of digit_pictures that show one. questions: recordings of each wording. strings: digits that
+    are said, up to four at a time.
     """
 
     digit_pictures: Sequence[Medium]
+    single_digits: Sequence[Medium]
     shape_pictures: Sequence[Medium]
     films: Sequence[Medium]
     questions: Mapping[str, Sequence[Medium]]
@@ -83,20 +85,25 @@ def chat(rng: np.random.Generator, media: Media) -> list[Message]:
     Half of the questions are spoken, the others typed.
     """
     kind = rng.random()
-    if kind < 0.25:
-        picture = pick(rng, media.digit_pictures)
-        return turns(rng, media, picture, _some(rng, ("digits", "colour", "describe"), 2))
     if kind < 0.5:
-        picture = pick(rng, media.shape_pictures)
-        return turns(rng, media, picture, _some(rng, ("colour", "shape", "count", "describe"), 3))
+        return on_picture(rng, media, digits=kind < 0.25)
     if kind < 0.75:
         return on_film(rng, media, pick(rng, media.films))
     if kind < 0.83:
-        return same_number(rng, media, pick(rng, media.digits), pick(rng, media.digit_pictures))
+        return same_number(rng, media, pick(rng, media.digits))
     if kind < 0.93:
         sound = pick(rng, media.strings)
         return turns(rng, media, sound, ["repeat"])
     return turns(rng, media, None, _some(rng, ("who", "hello", "help"), 2))
+
+
+def on_picture(rng: np.random.Generator, media: Media, *, digits: bool, spoken: float = 0.5) -> list[Message]:
+    """A picture of digits or of shapes."""
+    if digits:
+        picture = pick(rng, media.digit_pictures)
+        return turns(rng, media, picture, _some(rng, ("digits", "colour", "describe"), 2), spoken)
+    picture = pick(rng, media.shape_pictures)
+    return turns(rng, media, picture, _some(rng, ("colour", "shape", "count", "describe"), 3), spoken)
 
 
 def on_film(rng: np.random.Generator, media: Media, film: Medium) -> list[Message]:
@@ -134,10 +141,10 @@ def turns(
     return messages
 
 
-def same_number(rng: np.random.Generator, media: Media, sound: Medium, picture: Medium) -> list[Message]:
-    """Whether a digit that is heard is the one of a picture. Of other pictures, the one that says so is taken."""
-    if rng.random() < 0.5:
-        picture = next((p for p in _few(rng, media.digit_pictures) if p.facts["seen"] == sound.facts["heard"]), picture)
+def same_number(rng: np.random.Generator, media: Media, sound: Medium) -> list[Message]:
+    """Whether a digit that is heard is the one of a picture; in half of the conversations it is."""
+    same, some = rng.random() < 0.5, [pick(rng, media.single_digits) for _ in range(200)]
+    picture = next((p for p in some if (p.facts["seen"] == sound.facts["heard"]) == same), some[0])
     facts = {"seen": picture.facts["seen"], "heard": sound.facts["heard"]}
     text = question(rng, "same", facts)
     return [user(shown(picture), shown(sound), words(text)), assistant(answer("same", facts)[0])]
@@ -153,15 +160,6 @@ def same_words(rng: np.random.Generator) -> list[Message]:
     facts = {"seen": seen, "heard": heard}
     told = f"I see {seen} and I hear {heard}." if rng.random() < 0.3 else THINK
     return [user(words(f"{told} {question(rng, 'same', facts)}")), assistant(answer("same", facts)[0])]
-
-
-def kinds_of(talk: Sequence[Message]) -> set[str]:
-    """Of what a conversation consists, but for answers in writing: {"image", "text"}."""
-    return {item["type"] for message in talk if isinstance(message["content"], list) for item in message["content"]}
-
-
-def _few(rng: np.random.Generator, items: Sequence[Medium], count: int = 200) -> list[Medium]:
-    return [pick(rng, items) for _ in range(count)]
 
 
 def _some(rng: np.random.Generator, kinds: Sequence[str], most: int) -> list[str]:

@@ -68,6 +68,9 @@ _LEAST_WORDS = 4  # of a text that is split
 _TEST_SHARE = 0.1
 
 
+_COMPARED = re.compile(r"i see \w+ and i hear \w+ so (yes|no)")
+
+
 def normal_words(text: str) -> list[str]:
     """What is compared when speech is scored: small letters, no punctuation, digits as words.
 
@@ -85,10 +88,10 @@ def normal(text: str) -> str:
 def is_test(text: str) -> bool:
     """Whether a text belongs to the tests: a tenth of those that have four words or more.
 
-    "The number is ..." is none of them: it is what answers say.
+    "The number is ..." is none of them, nor "I see four and I hear six, so no.": it is what answers say.
     """
     words = normal_words(text)
-    if words[:3] == ["the", "number", "is"]:
+    if words[:3] == ["the", "number", "is"] or _COMPARED.fullmatch(" ".join(words)):
         return False
     number = int.from_bytes(hashlib.sha256(" ".join(words).encode()).digest()[:4], "big")
     return len(words) >= _LEAST_WORDS and number < _TEST_SHARE * 2**32

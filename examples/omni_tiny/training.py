@@ -4,8 +4,9 @@ What a line says is a function of seed, amounts and the line's number.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from examples.omni_tiny.amounts import Amounts
 from examples.omni_tiny.chance import generator, pick
 from examples.omni_tiny.chats import Line, Media, Message
 from examples.omni_tiny.media import HELD_OUT_DIGITS, TALKER_RATE, Medium, said
-from examples.omni_tiny.questions import answer
+from examples.omni_tiny.questions import QUESTIONS, answer
 from examples.omni_tiny.sentences import DIGITS, hard_text, is_test, mixed_words, normal_words, reading_text, texts
 from examples.omni_tiny.voices import TALKER
 
@@ -55,7 +56,7 @@ class Training:
     @cached_property
     def digit_pictures(self) -> list[Medium]:
         places, count = range(HELD_OUT_DIGITS, len(self.labels)), self.amounts.digit_pictures
-        # every second one is bent: there are 9,000 digits only, and by these 120,000 pictures of them are not known
+        # every second one is bent: only 9,000 digits are not held out
         return [
             media.digit_picture(self.seed, index, self.labels, places=places, warp=index % 2 == 1)
             for index in range(count)
@@ -93,15 +94,23 @@ class Training:
             heard = normal_words(clip.facts["text"])
             if len(heard) <= 4 and set(heard) <= digits:
                 strings.append(Medium(clip.recipe, clip.path, {"heard": " ".join(heard)}))
+        single = [picture for picture in self.digit_pictures if picture.facts["seen"] in digits]
         return Media(
-            self.digit_pictures, self.shape_pictures, self.films, self.questions, strings + self.digits, self.digits
+            digit_pictures=self.digit_pictures,
+            single_digits=single,
+            shape_pictures=self.shape_pictures,
+            films=self.films,
+            questions=self.questions,
+            strings=strings + self.digits,
+            digits=self.digits,
         )
 
     @cached_property
     def readings(self) -> list[tuple[str, list[Message]]]:
-        """What the Talker's voices read, with the conversation that it ends: a quarter are answers, the others are read
+        """What the voices read, with the conversation that it ends: a quarter are answers, the others are read
         because the user asks for it, a third of all are words in no order. No text comes twice; short ones that are
-        answered often come first."""
+        answered often come first. The Talker learns from those of MANNER (`_spoken`); the others are for the tokenizer,
+        Token2Wav and hearing."""
         wanted, found = self.amounts.talker_heart + self.amounts.talker_joe - self._shared, {}
         for place, word in enumerate(DIGITS):
             rng = generator(self.seed, "digit answers", place)
@@ -121,13 +130,24 @@ class Training:
             text = talk[-1]["content"]
             if not is_test(text) and text not in found:
                 found[text] = talk
+            if len(found) == max(SHARED, self.amounts.talker_kokoro):  # the Talker's alone: of heart
+                found |= self._compared()
             index += 1
         return list(found.items())[:wanted]
 
+    def _compared(self) -> dict[str, list[Message]]:
+        """All answers to whether two digits are the same: each is rare among conversations."""
+        found = {}
+        for seen, heard in product(DIGITS, DIGITS):
+            asked = chats.words(f"I see {seen} and I hear {heard}. {QUESTIONS['same'][0]}")
+            text = answer("same", {"seen": seen, "heard": heard})[0]
+            found[text] = [chats.user(asked), chats.assistant(text)]
+        return found
+
     @cached_property
     def read_by(self) -> dict[str, list[tuple[str, list[Message]]]]:
-        """Readings of each voice. heart and joe share the first ones only: what one has read, the other need not, and
-        of more texts more is learnt. emma and onyx read the first of heart's."""
+        """Readings of each voice. heart and joe share the first ones only: of more texts more is learnt. emma and onyx
+        read the first of heart's."""
         first, own, slow = self.amounts.talker_joe, self.amounts.talker_joe - self._shared, self.amounts.talker_kokoro
         heart = self.readings[:first] + self.readings[first + own :]
         joe = self.readings[: self._shared] + self.readings[first : first + own]
@@ -171,7 +191,7 @@ class Training:
             "video_audio": _talks(chats.caption(film) for film in self.films),
             "text": self._texts(),
             "sft": _talks(self._chats()),
-            "sft_pictures": _talks(talk for talk in self._chats() if chats.kinds_of(talk) == {"image", "text"}),
+            "sft_pictures": _talks(self._picture_chats()),
             "sft_films": _talks(
                 chats.on_film(generator(self.seed, "films asked", i), self.media, film)
                 for i, film in enumerate(self.films)
@@ -217,18 +237,22 @@ class Training:
         for index in range(self.amounts.chats):
             yield chats.chat(generator(self.seed, "chats", index), self.media)
 
+    def _picture_chats(self) -> Iterator[list[Message]]:
+        """Typed questions on pictures, of digits and of shapes, for the eyes alone."""
+        for index in range(self.amounts.picture_chats):
+            rng = generator(self.seed, "picture chats", index)
+            yield chats.on_picture(rng, self.media, digits=index % 2 == 0, spoken=0)
+
     def _same_chats(self) -> Iterator[list[Message]]:
         """Whether the digit that is heard is the one that is seen, half of them of films. Among all conversations it is
         asked too seldom to be learnt: what is seen and heard was told rightly, and "no" always."""
-        single = [picture for picture in self.digit_pictures if picture.facts["seen"] in DIGITS]
         films = [film for film in self.films if "heard" in film.facts]
         for index in range(self.amounts.chats // 4):
             rng = generator(self.seed, "same chats", index)
             if index % 2 and films:
                 yield chats.turns(rng, self.media, pick(rng, films), ["same"])
             else:
-                media = replace(self.media, digit_pictures=single)
-                yield chats.same_number(rng, media, pick(rng, media.digits), pick(rng, single))
+                yield chats.same_number(rng, self.media, pick(rng, self.digits))
 
     def _reading_chats(self) -> Iterator[list[Message]]:
         """The Thinker writes what it is asked to say. From sentences alone it would learn their patterns and guess the
@@ -245,7 +269,7 @@ class Training:
         for index, clip in enumerate(self.human[who]):
             rng = generator(self.seed, f"human chats {who}", index)
             if len(clip.recipe["human"]) == 1 and rng.random() < 0.5:
-                yield chats.same_number(rng, self.media, clip, pick(rng, self.digit_pictures))
+                yield chats.same_number(rng, self.media, clip)
             else:
                 yield chats.turns(rng, self.media, clip, ["repeat"])
         for index, film in enumerate(self.human_films[who]):

@@ -3,7 +3,7 @@
     {"scenes": [{"name": "same-number", "title": "Is it the number in the picture?",
                  "media": [{"kind": "image", "file": "four.png", "about": "a handwritten four"}, ...],
                  "question": "Is it the same number?",
-                 "truth": "No, I see four and I hear six.", "decisive": "no", "among": ["yes", "no"],
+                 "truth": "I see four and I hear six, so no.", "decisive": "no", "among": ["yes", "no"],
                  "voice": "heart", "credits": ["..."]}]}
 
 "question" is what is typed, empty where it is spoken. "about" says what a medium shows or who says what in it. "voice"

@@ -81,6 +81,7 @@ def test_only_words_of_the_kind_that_is_asked_for_decide():
     assert find("The number is four seven.", {"answer": "four seven"}) == "four seven"
     assert find("The number is 472.", {"answer": "four seven"}) == "four seven two"
     assert find("No, I see four and I hear seven.", {"answer": "no"}) == "no"
+    assert find("I see four and I hear four, so yes.", {"answer": "yes"}) == "yes"
     assert find("They are red and blue.", {"answer": "red"}) == "red blue"
     assert find("Hello there", {"answer": "hello"}) == "hello there"  # of no class
 

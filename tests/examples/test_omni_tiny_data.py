@@ -49,7 +49,7 @@ from tests.input_pipeline.training_data import PROCESSOR, ROOM, context
 FEW = Amounts(
     talker_heart=40, talker_joe=40, talker_kokoro=20, hearing_fast=40, hearing_kokoro=20, questions=1, digits=2,
     human=40, digit_pictures=40, shape_pictures=40, films=20, human_films=24, chats=60, read_aloud=60,
-    texts=40, compared=40, hard=20, joined=40,
+    texts=40, compared=40, picture_chats=40, hard=20, joined=40,
 )  # fmt: skip
 LABELS = np.tile(np.arange(10), 120).astype(np.uint8)  # of 1,200 digits, the first 1,000 held out
 HANDWRITING = np.zeros((len(LABELS), 28, 28), np.uint8)
@@ -492,10 +492,22 @@ def test_all_voices_speak_as_one_of_them():
 
 def test_the_eyes_see_films_without_their_sound():
     lines = [line["messages"] for line in Training(0, FEW, LABELS).lines()["sft_silent"]]
-    assert len(lines) == FEW.films
-    shown = [message["content"][0] for message, _ in lines]
-    assert all(item["type"] == "video" and item["use_audio"] is False for item in shown)
-    assert {answer["content"].split()[0] for _, answer in lines} <= {"The", "It"}
+    films_made = Training(0, FEW, LABELS).films
+    assert len(lines) == len(films_made) == FEW.films
+    told = Counter()
+    for (asked, told_of), film_made in zip(lines, films_made, strict=True):
+        assert asked["content"][0] == {"type": "video", "video": film_made.path, "use_audio": False}
+        kind = next(k for k in ("seen", "way") if asked["content"][1]["text"] in questions.QUESTIONS[k])
+        assert told_of["content"] == questions.answer(kind, film_made.facts)[0]
+        told[kind] += 1
+    assert told["seen"] > told["way"] > 0
+
+
+def test_all_comparisons_are_said_and_none_is_a_test():
+    training = Training(0, replace(FEW, talker_heart=500, talker_joe=200), LABELS)
+    both = [questions.answer("same", {"seen": a, "heard": b})[0] for a in sentences.DIGITS for b in sentences.DIGITS]
+    assert set(both) <= {text for text, _ in training.read_by[MANNER]} and not any(map(sentences.is_test, both))
+    assert any(sentences.is_test(f"I see {n} trees and I hear four bells.") for n in range(100))
 
 
 def test_whether_two_numbers_are_the_same_is_asked_of_pictures_and_films():
@@ -507,8 +519,18 @@ def test_whether_two_numbers_are_the_same_is_asked_of_pictures_and_films():
     )
     assert set(kinds) == {("image", "yes"), ("image", "no"), ("video", "yes"), ("video", "no")}
     assert min(kinds.values()) > 0.15 * len(lines)
-    written = [line["messages"] for line in training.lines()["same_words"]]
-    assert len(written) == FEW.compared
+    facts = {film.path: film.facts for film in training.films} | {p.path: p.facts for p in training.digit_pictures}
+    facts |= {clip.path: clip.facts for clip in training.digits}
+    for asked, told in lines:
+        of = {}
+        for item in asked["content"]:
+            known = facts.get(item.get("image") or item.get("audio") or item.get("video"), {})
+            of |= {key: known[key] for key in ("seen", "heard") if key in known and item["type"] != "text"}
+        assert told["content"] == questions.answer("same", of)[0]
+    written = [line["messages"] for line in Training(0, replace(FEW, compared=200), LABELS).lines()["same_words"]]
+    assert len(written) == 200
+    assert 0.3 < np.mean([told["content"].endswith("yes.") for _, told in written]) < 0.7
+    assert 0.5 < np.mean([asked["content"][0]["text"].startswith(chats.THINK) for asked, _ in written]) < 0.9
     for asked, told in written:
         seen, heard = re.search(r"^I see (\w+) and I hear (\w+), so ", told["content"]).groups()
         prompt = asked["content"][0]["text"]
@@ -560,14 +582,14 @@ def test_lines_of_digits_only_say_digits(learnt):
 
 
 def test_sight_learns_from_conversations_of_pictures_and_writing_only(learnt):
-    whole = [line["messages"] for line in learnt["sft"]]
     found = [line["messages"] for line in learnt["sft_pictures"]]
+    assert len(found) == FEW.picture_chats
+    shown = Counter()
     for talk in found:
         kinds = [item["type"] for message in talk if message["role"] == "user" for item in message["content"]]
-        assert "image" in kinds and set(kinds) == {"image", "text"} and talk in whole
-    left = [talk for talk in whole if talk not in found]
-    kinds_left = [str(talk) for talk in left]
-    assert found and not [text for text in kinds_left if "'image'" in text and "'audio'" not in text]
+        assert "image" in kinds and set(kinds) == {"image", "text"}
+        shown[Path(talk[0]["content"][0]["image"]).parts[1]] += 1
+    assert shown == {"digits": len(found) // 2, "shapes": len(found) // 2}
 
 
 def test_half_of_the_digits_that_are_learnt_are_bent_and_none_of_the_tests(training, held_out):
@@ -581,11 +603,15 @@ def test_half_of_the_digits_that_are_learnt_are_bent_and_none_of_the_tests(train
 
 
 def test_a_bent_digit_is_still_ink_in_its_place():
+    thin = np.zeros((28, 28), np.uint8)
+    thin[5:23, 13:15] = 255
     for seed in range(20):
         bent = pictures.warped_digit(HANDWRITING[0], np.random.default_rng(seed))
         assert bent.dtype == np.uint8 and bent.shape == (28, 28)
         inside = HANDWRITING[0] > 0
         assert bent[inside].mean() > 150 > 60 > bent[~inside].mean()
+        stroke = pictures.warped_digit(thin, np.random.default_rng(seed)) > 60
+        assert stroke[7:21].any(axis=1).mean() > 0.8, "a thin stroke is still one"
 
 
 def test_pictures_have_the_sizes_that_the_model_is_made_for(folder):

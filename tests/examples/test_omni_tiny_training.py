@@ -36,7 +36,7 @@ from tests.input_pipeline.media_files import tone
 FEW = Amounts(
     talker_heart=40, talker_joe=40, talker_kokoro=20, hearing_fast=40, hearing_kokoro=20, questions=1, digits=2,
     human=40, digit_pictures=40, shape_pictures=40, films=20, human_films=24, chats=60, read_aloud=60,
-    texts=40, hard=20, joined=40,
+    texts=40, compared=40, picture_chats=40, hard=20, joined=40,
 )  # fmt: skip
 PARTS = ("speech_tokenizer", "speaker_encoder", "dit", "bigvgan")
 LABELS = np.tile(np.arange(10), 120).astype(np.uint8)
