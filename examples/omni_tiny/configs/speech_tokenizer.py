@@ -18,8 +18,8 @@ config = RunConfig(
     checkpoint="start",
     output="runs/speech_tokenizer",
     data=DataConfig(
-        # their codes are those that Token2Wav learns from, and heart's the Talker: named three times, for files of clips
-        # take no weights, they are four fifths
+        # the voices' codes are those that Token2Wav learns from, and heart's the Talker: named three times, for files
+        # of clips take no weights, they are four fifths
         sources=(SourceConfig("transcribed.jsonl"), *[SourceConfig("voiced.jsonl")] * 3),
         clip_seconds=4,
         rows=16,
