@@ -44,7 +44,7 @@ class Amounts:
     """Plain texts."""
     compared: int = 20_000
     """Pairs of written digits that are compared."""
-    hard: int = 400
+    hard: int = 250
     """Texts that are hard to say, as prompts for preferences."""
     tests: int = 1
     """Tests have fixed sizes; 0 makes none."""
