@@ -37,7 +37,7 @@ def words(text: str) -> dict[str, Any]:
 
 
 def shown(medium: Medium | str) -> dict[str, Any]:
-    """The item of a picture, film or sound. Films bring their sound; see `on_silent_film`."""
+    """The item of a picture, film or sound. Films always bring their sound."""
     path = medium if isinstance(medium, str) else medium.path
     if path.endswith(".png"):
         return {"type": "image", "image": path}
@@ -112,13 +112,6 @@ def on_film(rng: np.random.Generator, media: Media, film: Medium) -> list[Messag
     if "first" in film.facts and "first" not in kinds and rng.random() < 0.5:
         kinds = ["first", *kinds[:1]]
     return turns(rng, media, film, kinds)
-
-
-def on_silent_film(rng: np.random.Generator, film: Medium) -> list[Message]:
-    """What is seen and where it goes, of a film without its sound; for the eyes alone."""
-    kind = "seen" if rng.random() < 0.7 else "way"
-    silent = shown(film) | {"use_audio": False}
-    return [user(silent, words(question(rng, kind, film.facts))), assistant(answer(kind, film.facts)[0])]
 
 
 def film_questions(facts: Mapping[str, Any]) -> tuple[str, ...]:

@@ -196,9 +196,6 @@ class Training:
                 chats.on_film(generator(self.seed, "films asked", i), self.media, film)
                 for i, film in enumerate(self.films)
             ),
-            "sft_silent": _talks(
-                chats.on_silent_film(generator(self.seed, "silent films", i), film) for i, film in enumerate(self.films)
-            ),
             "sft_same": _talks(self._same_chats()),
             "same_words": _talks(
                 chats.same_words(generator(self.seed, "same words", i)) for i in range(self.amounts.compared)

@@ -490,19 +490,6 @@ def test_all_voices_speak_as_one_of_them():
     assert len(set().union(*said.values())) == 498, "no text is of two of the others"
 
 
-def test_the_eyes_see_films_without_their_sound():
-    lines = [line["messages"] for line in Training(0, FEW, LABELS).lines()["sft_silent"]]
-    films_made = Training(0, FEW, LABELS).films
-    assert len(lines) == len(films_made) == FEW.films
-    told = Counter()
-    for (asked, told_of), film_made in zip(lines, films_made, strict=True):
-        assert asked["content"][0] == {"type": "video", "video": film_made.path, "use_audio": False}
-        kind = next(k for k in ("seen", "way") if asked["content"][1]["text"] in questions.QUESTIONS[k])
-        assert told_of["content"] == questions.answer(kind, film_made.facts)[0]
-        told[kind] += 1
-    assert told["seen"] > told["way"] > 0
-
-
 def test_all_comparisons_are_said_and_none_is_a_test():
     training = Training(0, replace(FEW, talker_heart=500, talker_joe=200), LABELS)
     both = [questions.answer("same", {"seen": a, "heard": b})[0] for a in sentences.DIGITS for b in sentences.DIGITS]
