@@ -97,7 +97,7 @@ class Training:
         single = [picture for picture in self.digit_pictures if picture.facts["seen"] in digits]
         return Media(
             digit_pictures=self.digit_pictures,
-            single_digits=single,
+            single_digits=single or self.digit_pictures,  # where there are very few
             shape_pictures=self.shape_pictures,
             films=self.films,
             questions=self.questions,
