@@ -150,9 +150,14 @@ def same_words(rng: np.random.Generator) -> list[Message]:
     seen = heard = pick(rng, DIGITS)
     if rng.random() < 0.5:
         heard = pick(rng, [digit for digit in DIGITS if digit != seen])
-    facts = {"seen": seen, "heard": heard}
-    told = f"I see {seen} and I hear {heard}." if rng.random() < 0.3 else THINK
-    return [user(words(f"{told} {question(rng, 'same', facts)}")), assistant(answer("same", facts)[0])]
+    of_its_choice = rng.random() >= 0.3
+    return compared(seen, heard, question(rng, "same", {}), THINK if of_its_choice else None)
+
+
+def compared(seen: str, heard: str, asked: str, told: str | None = None) -> list[Message]:
+    """Whether two digits are the same, in writing. told: what comes before the question; None names both."""
+    told = told or f"I see {seen} and I hear {heard}."
+    return [user(words(f"{told} {asked}")), assistant(answer("same", {"seen": seen, "heard": heard})[0])]
 
 
 def _some(rng: np.random.Generator, kinds: Sequence[str], most: int) -> list[str]:

@@ -66,8 +66,6 @@ FEELS = ("sunny", "cold", "warm", "dark", "rainy", "windy")
 
 _LEAST_WORDS = 4  # of a text that is split
 _TEST_SHARE = 0.1
-
-
 _COMPARED = re.compile(r"i see \w+ and i hear \w+ so (yes|no)")
 
 

@@ -137,12 +137,8 @@ class Training:
 
     def _compared(self) -> dict[str, list[Message]]:
         """All answers to whether two digits are the same: each is rare among conversations."""
-        found = {}
-        for seen, heard in product(DIGITS, DIGITS):
-            asked = chats.words(f"I see {seen} and I hear {heard}. {QUESTIONS['same'][0]}")
-            text = answer("same", {"seen": seen, "heard": heard})[0]
-            found[text] = [chats.user(asked), chats.assistant(text)]
-        return found
+        talks = (chats.compared(seen, heard, QUESTIONS["same"][0]) for seen, heard in product(DIGITS, DIGITS))
+        return {talk[-1]["content"]: talk for talk in talks}
 
     @cached_property
     def read_by(self) -> dict[str, list[tuple[str, list[Message]]]]:
