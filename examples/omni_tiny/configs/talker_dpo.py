@@ -22,7 +22,7 @@ config = RunConfig(
         workers=1,
     ),
     freeze=("^thinker/",),
-    optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=5, total_steps=60, weight_decay=0.0),
+    optimizer=OptimizerConfig(learning_rate=8e-5, warmup_steps=5, total_steps=60, weight_decay=0.0),
     dtype="float32",
     remat="none",
     save_every=50,
