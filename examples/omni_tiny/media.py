@@ -53,14 +53,13 @@ def said(recipe: Mapping[str, Any], **facts: Any) -> Medium:
 def hearing_clip(seed: int, index: int, *, kokoro: bool) -> Medium:
     """Somebody says digits or a sentence, at some pace and pitch, in a room or through a telephone. What Kokoro says,
     which takes long, comes `VARIED` times, in other rooms and warped into other speakers."""
-    rng = generator(seed, "hearing kokoro" if kokoro else "hearing", index)
-    if not kokoro:
-        text = training_text(rng)
-        return said(heard_recipe(rng, kokoro=False, text=text), text=text)
-    first = generator(seed, "hearing kokoro", index // VARIED * VARIED)
-    text = training_text(first)
-    recipe = heard_recipe(first, kokoro=True, text=text)
-    return said(recipe if index % VARIED == 0 else recipe | _changes(rng), text=text)
+    group, times = ("hearing kokoro", VARIED) if kokoro else ("hearing", 1)
+    rng = generator(seed, group, index // times * times)
+    text = training_text(rng)
+    recipe = heard_recipe(rng, kokoro=kokoro, text=text)
+    if index % times:
+        recipe |= _changes(generator(seed, group, index))
+    return said(recipe, text=text)
 
 
 def training_text(rng: np.random.Generator) -> str:

@@ -104,20 +104,18 @@ def curves(runs: Sequence[Run]) -> str:
 
 
 def spent(times: Sequence[Spent]) -> str:
-    """All steps; those of the chain are added up. Where processors were not counted, nothing is said of them."""
+    """All steps; those of the chain are added up."""
     own = [each for each in times if not each.beside]
     rows = [_time(each) for each in own]
     if own:
-        clock, processors = sum(each.seconds for each in own), sum(each.processor_seconds for each in own)
-        counted = all(each.processor_seconds for each in own)
-        rows.append(("together", f"{clock / 60:.0f}", f"{processors / 60:.0f}" if counted else ""))
+        total = (f"{sum(seconds) / 60:.0f}" for seconds in zip(*((e.seconds, e.processor_seconds) for e in own)))
+        rows.append(("together", *total))
     return table(("step", "minutes", "of processors"), rows + [_time(each) for each in times if each.beside])
 
 
 def _time(each: Spent) -> tuple[str, str, str]:
     name = each.name if each.ended else f"{each.name}, not ended"
-    processors = f"{each.processor_seconds / 60:.1f}" if each.processor_seconds else ""
-    return name, f"{each.seconds / 60:.1f}", processors
+    return name, f"{each.seconds / 60:.1f}", f"{each.processor_seconds / 60:.1f}"
 
 
 def figures(evaluations: Sequence[tuple[str, dict[str, Any]]]) -> str:

@@ -31,6 +31,7 @@ from examples.omni_tiny import (
     work,
 )
 from examples.omni_tiny.amounts import Amounts
+from examples.omni_tiny.chain import CONFIGS
 from examples.omni_tiny.files import COMPLETE
 from examples.omni_tiny.held_out import HeldOut
 from examples.omni_tiny.media import (
@@ -52,6 +53,7 @@ from input_pipeline.media_video import load_video
 from omni_jax.config import ProcessorConfig
 from omni_jax.errors import ConfigError, DataError
 from omni_jax.presets import preset
+from omni_jax.training.run_config import load_config
 from omni_jax.training.transcripts import ASR_PROMPTS, ASR_SYSTEM
 from tests.input_pipeline.media_files import tone
 from tests.input_pipeline.training_data import PROCESSOR, ROOM, context
@@ -465,8 +467,9 @@ def test_conversations_become_examples(folder):
 
 def test_recordings_become_rows(folder):
     model = preset("tiny")
-    for name, kind in (("transcribed", TranscribedClips), ("recordings", SoundClips)):
-        lines, reader = JsonLines(folder / f"{name}.jsonl"), kind(model, PROCESSOR, seconds=4.0)
+    longest = load_config(CONFIGS / "speech_tokenizer.py").data.clip_seconds  # words in no order are longer than 2 s
+    for name, kind, seconds in (("transcribed", TranscribedClips, longest), ("recordings", SoundClips, 2.0)):
+        lines, reader = JsonLines(folder / f"{name}.jsonl"), kind(model, PROCESSOR, seconds=seconds)
         for index in range(len(lines)):
             reader.check(lines.value(index))
             reader.read(lines.value(index), folder, None)

@@ -86,13 +86,6 @@ def test_times_are_those_of_the_steps(folder):
         ["together", "13", "4"],
         ["sft_without_theo, not ended", "60.0", "1.5"],
     ]
-    one = plots.Spent("vocoder", 60.0, 0.0, True, False)  # its processors were not counted
-    other = plots.Spent("eyes", 120.0, 90.0, True, False)
-    assert cells(plots.spent([one, other])) == [
-        ["vocoder", "1.0", ""],
-        ["eyes", "2.0", "1.5"],
-        ["together", "3", ""],
-    ]
 
 
 def test_nothing_is_told_of_nothing(tmp_path):
