@@ -117,11 +117,9 @@ def _festival_process() -> subprocess.Popen:
 @lru_cache(maxsize=8)  # it is slow, and the same is changed several times, one after the other
 def _kokoro(name: str, text: str, folder: Path, speed: float, pitch: float) -> Wave:
     """`name` may be two voices, "af_bella+am_eric": the speaker half way between them."""
-    from hibari.g2p import G2P
-
     session, vocabulary = _kokoro_session(folder)
     british = name.startswith("b")
-    tokens = [vocabulary[letter] for letter in _phonemes(british, G2P)(text) if letter in vocabulary]
+    tokens = [vocabulary[letter] for letter in _phonemes(british)(text) if letter in vocabulary]
     styles = [_style(folder, each) for each in name.split("+")]
     style = np.mean([each[min(len(tokens), len(each)) - 1] for each in styles], axis=0, keepdims=True)
     feed = {
@@ -141,8 +139,10 @@ def _kokoro_session(folder: Path):
 
 
 @cache
-def _phonemes(british: bool, make) -> Callable[[str], str]:
-    return make(british=british)
+def _phonemes(british: bool) -> Callable[[str], str]:
+    from hibari.g2p import G2P
+
+    return G2P(british=british)
 
 
 @cache
