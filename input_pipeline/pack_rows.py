@@ -16,6 +16,7 @@ import numpy as np
 
 from input_pipeline.example_context import KINDS, sizes_of
 from input_pipeline.packing import checked_patches, cut_into_blocks, sort_by_window
+from input_pipeline.patches import Patches
 from input_pipeline.plan import WORDS
 from input_pipeline.training_batch import (
     AudioBlocks,
@@ -163,7 +164,12 @@ def _vision(
     """`count` patches, and of each vision token its place among the merged ones."""
     if not count:
         return None, np.zeros(0, np.int32)
-    packed = sort_by_window([item for example in examples for item in example.vision], count, cfg)
+    return vision_row([item for example in examples for item in example.vision], count, cfg)
+
+
+def vision_row(items: Sequence[Patches], count: int, cfg: VisionEncoderConfig) -> tuple[VisionPatches, np.ndarray]:
+    """Pictures and films as one row of `count` patches, [1, count, ...], and each token's place among the merged."""
+    packed = sort_by_window(items, count, cfg)
     window, frame = (_bounds(sizes, count)[None] for sizes in (packed.windows, packed.frames))
     return VisionPatches(packed.patches[None], packed.coordinates[None], window, frame), packed.rows
 

@@ -103,7 +103,8 @@ def _from_nothing(scale: float) -> list[Step]:
         _run("listening", ("pretrain2",), scale),
         _run("sft", ("listening",), scale),
         _run("sight", ("sft",), scale),
-        _made("tongue", ("sight", "talker_first"), "join", "--base", "runs/sight/model", "--take",
+        _run("glances", ("sight",), scale),
+        _made("tongue", ("glances", "talker_first"), "join", "--base", "runs/glances/model", "--take",
               "talker=runs/talker_first/model", "--to", "tongue"),
         _run("talker_icl", ("tongue", *_CODES), scale),
     ]  # fmt: skip
@@ -141,7 +142,8 @@ def _further(scale: float, model: Given) -> list[Step]:
         more("listening", "pretrain2", checkpoint=f"runs/pretrain2/{MODEL}"),
         more("sft", "listening", checkpoint=f"runs/listening/{MODEL}"),
         more("sight", "sft", checkpoint=f"runs/sft/{MODEL}"),
-        _made("tongue", ("sight", "recoded", "speech_tokenizer"), "join", "--base", f"runs/sight/{MODEL}", "--take",
+        more("glances", "sight", checkpoint=f"runs/sight/{MODEL}"),
+        _made("tongue", ("glances", "recoded", "speech_tokenizer"), "join", "--base", f"runs/glances/{MODEL}", "--take",
               "talker=recoded", f"speech_tokenizer={tokenizer}", "--to", "tongue"),
         more("talker_icl", "tongue", *_CODES, checkpoint="tongue"),
     ]  # fmt: skip

@@ -130,7 +130,7 @@ class HeldOut:
 
     @cached_property
     def hard_readings(self) -> list[tuple[str, str]]:
-        return self._for_voices(100, texts(hard_text, self.seed, "hard test", test=True))
+        return self._for_voices(300, texts(hard_text, self.seed, "hard test", test=True))
 
     def media(self) -> Iterator[Medium]:
         """All that is made for the tests; sounds before the films that use them."""

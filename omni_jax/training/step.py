@@ -123,6 +123,11 @@ class Trainer:
         self.lora, self.dtype, self.rounded = lora, jnp.dtype(dtype), round_products and mesh.size == 1
         axes, shapes = (flat(tree) for tree in logical_axes(config, task.components))
         self.model_axes = axes
+        self.auxiliary = dict(getattr(task, "auxiliary", {}))
+        if self.auxiliary and lora is not None:
+            raise ConfigError("This stage trains parameters of its own beside the model. Leave out lora.")
+        axes = axes | {path: names for path, (names, _) in self.auxiliary.items()}
+        shapes = shapes | {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, (_, x) in self.auxiliary.items()}
         if lora is None:
             self.frozen = frozen_paths(freeze, shapes) if freeze else frozenset()
         else:
@@ -150,7 +155,7 @@ class Trainer:
 
     def start(self, params: Params, *, seed: int = 0) -> TrainState:
         """The state before the first step; parameters (a nested dict) are put where they belong, with new adapters."""
-        given = dict(flat(params))
+        given = dict(flat(params)) | {path: first for path, (_, first) in self.auxiliary.items()}
         key = jax.random.PRNGKey(seed)
         missing = [path for path in self.shapes if path not in given and not path.startswith(f"{LORA}/")]
         if missing:
@@ -268,7 +273,9 @@ class Trainer:
         """The parameters to answer with, adapters added, each in the dtype that it is kept in: a nested dict."""
         with on_mesh(self.mesh, self.rules):
             places = {path: self.shardings[path] for path in self.model_axes}
-            return nested(jax.jit(lambda params: self._merge(params, None), out_shardings=places)(state.params))
+            merge = jax.jit(lambda params: {p: x for p, x in self._merge(params, None).items() if p in places},
+                            out_shardings=places)  # fmt: skip
+            return nested(merge(state.params))
 
     def abstract(self, batch: Any) -> tuple[TrainState, Any]:
         """State and batch as shapes with their shardings, to compile ahead of time; `batch` of shapes."""
@@ -300,7 +307,7 @@ class Trainer:
 
     def _merge(self, params: dict[str, Array], dtype: Any) -> dict[str, Array]:
         if self.lora is None:
-            return {path: params[path] for path in self.model_axes}
+            return params
         prefix = f"{LORA}/"
         adapters = {path.removeprefix(prefix): leaf for path, leaf in params.items() if path.startswith(prefix)}
         model = {path: leaf for path, leaf in params.items() if not path.startswith(prefix)}

@@ -1,0 +1,212 @@
+"""Glances: the vision encoder learns from many pictures by a probe, and from a few by what the Thinker answers.
+
+Behind the Thinker a picture costs twenty times as much as alone, nearly all of it for words that the Thinker can say
+already. So most pictures are judged by a linear probe on their tokens, which is thrown away: digits by their place,
+colours, shapes, counts. Conversations, as those of configs/sight.py, keep the tokens in the Thinker's language
+meanwhile. (Auxiliary classifiers: Lee et al. 2015, arXiv:1409.5185.)
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from examples.omni_tiny.album import SQUARE, WIDE, Album
+from examples.omni_tiny.pictures import SIDE
+from input_pipeline.pack_rows import vision_row
+from input_pipeline.patches import Patches
+from omni_jax.config import OmniConfig, ProcessorConfig
+from omni_jax.config_json import read_processor_config
+from omni_jax.errors import ConfigError, DataError
+from omni_jax.models.vision_encoder import VisionBounds, VisionEncoder
+from omni_jax.training.objectives import Total
+from omni_jax.training.packed_thinker import Params
+from omni_jax.training.run_stages import OpenData, ThinkerStage
+from omni_jax.training.step import compute_copy
+from omni_jax.training.task import Losses
+from omni_jax.training.thinker_task import ThinkerTask
+
+if TYPE_CHECKING:
+    from omni_jax.training.run_config import RunConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GlanceBatch:
+    """Conversations, and pictures for the probe: twice as many square ones as wide ones."""
+
+    talk: Any  # OmniBatch
+    wide: UInt8[Array, "N 56 112 3"]
+    wide_answers: Int[Array, "N 5"]
+    square: UInt8[Array, "M 56 56 3"]
+    square_answers: Int[Array, "M 4"]
+
+
+@dataclass(frozen=True)
+class GlancesStage(ThinkerStage):
+    """A probe of pictures beside conversations on pictures.
+
+    album: captions, image_text.jsonl. wide: pictures of several digits in each step.
+    talk_weight: what a nat of the Thinker's token counts beside one of the probe's questions.
+    """
+
+    album: str = "image_text.jsonl"
+    wide: int = 64
+    talk_weight: float = 3.0
+
+    def task(self, run: "RunConfig", model: OmniConfig, sources: tuple[str, ...]) -> "GlancesTask":
+        """Raises ConfigError where rows have no room for pictures, or a step has several batches."""
+        if not run.data.shape.patches or run.accumulate != 1:
+            raise ConfigError("This stage learns from pictures, in one batch a step. Set data.shape.patches above 0.")
+        usual = super().task(run, model, sources)
+        common = {each.name: getattr(usual, each.name) for each in fields(usual)}
+        return GlancesTask(**common, processor=read_processor_config(run.checkpoint), talk_weight=self.talk_weight)
+
+    def open_data(self, run: "RunConfig", voices: Mapping[str, int], progress: Any = None) -> OpenData:
+        """Conversations as usual, and pictures of the album; a held-out run has the same pictures."""
+        conversations = super().open_data(run, voices, progress)
+
+        def opened(sources, rows, *, held_out: bool = False) -> "GlanceData":
+            album = Album.read(Path(self.album))
+            return GlanceData(conversations(sources, rows, held_out=held_out), album, self.wide, run.data.seed)
+
+        return opened
+
+
+class GlanceData:
+    """Batches of a loader with pictures beside them, which the number of the step alone decides: a `RunData`."""
+
+    def __init__(self, loader: Any, album: Album, wide: int, seed: int):
+        self._loader, self._album, self._wide, self._seed = loader, album, wide, seed
+        self._step = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for talk, report in self._loader:
+            wide = self._album.wide.at(self._step, self._wide, self._seed)
+            square = self._album.square.at(self._step, 2 * self._wide, self._seed)
+            self._step += 1
+            yield GlanceBatch(talk, *wide, *square), report
+
+    def state(self) -> dict[str, Any]:
+        return self._loader.state() | {"album": [len(self._album.wide.pixels), len(self._album.square.pixels)],
+                                       "glances": self._step}  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Raises DataError where the album has other pictures than it had."""
+        own = self.state()["album"]
+        if state["album"] != own:
+            raise DataError(f"The album had {state['album']} wide and square pictures and has {own}.")
+        self._loader.restore({key: value for key, value in state.items() if key not in ("album", "glances")})
+        self._step = state["glances"]
+
+    def seek(self, step: int) -> None:
+        self._loader.seek(step)
+        self._step = step
+
+    def close(self) -> None:
+        self._loader.close()
+
+
+@dataclass(frozen=True)
+class GlancesTask(ThinkerTask):
+    """The mean loss of the probe's questions on a picture, and that of the Thinker's tokens.
+
+    Reports `wide`, `digit`, `shapes`: the share of pictures of which every such question is answered right.
+    """
+
+    processor: ProcessorConfig = field(default_factory=ProcessorConfig)
+    talk_weight: float = 3.0
+
+    @cached_property
+    def auxiliary(self) -> dict[str, tuple[tuple[str | None, ...], Float[Array, "..."]]]:
+        """The probe, see `Task`: the tokens of a picture, side by side, to the answers of all questions."""
+        width, found = self.config.thinker_config.vision_config.out_hidden_size, {}
+        for name, tokens, questions in (("wide", 8, WIDE), ("square", 4, SQUARE)):
+            found[f"probe/{name}/kernel"] = ("embed", "vocab"), jnp.zeros((tokens * width, sum(questions)))
+            found[f"probe/{name}/bias"] = ("vocab",), jnp.zeros(sum(questions))
+        return found
+
+    def loss(self, params: Params, batch: GlanceBatch, key: jax.Array | None = None) -> Losses:
+        """See `Task`; nothing is drawn from `key`."""
+        talk = super().loss(params, batch.talk, key)
+        copied = compute_copy(params, self.dtype)
+        wide, square = self._tokens(copied["vision_encoder"], batch.wide, batch.square)
+        first, right_wide = _asked(wide, copied["probe"]["wide"], WIDE, batch.wide_answers)
+        second, right_square = _asked(square, copied["probe"]["square"], SQUARE, batch.square_answers)
+        digits = (batch.square_answers[:, 0] > 0).astype(jnp.float32)
+        parts = {
+            "talk": talk.total,
+            "wide": _share(right_wide, jnp.ones(len(right_wide))),
+            "digit": _share(right_square, digits),
+            "shapes": _share(right_square, 1 - digits),
+        }
+        one = jnp.ones((), jnp.float32)
+        return Losses(Total((first + second) / 2 + self.talk_weight * talk.total.mean, one), talk.parts | parts)
+
+    def _tokens(
+        self, vision: Params, wide: UInt8[Array, "N H V 3"], square: UInt8[Array, "M H W 3"]
+    ) -> tuple[Float[Array, "N 8 D"], Float[Array, "M 4 D"]]:
+        """A row of the encoder is one wide picture or two square ones."""
+        config = self.config.thinker_config.vision_config
+        many, pairs = len(wide), len(square) // 2
+        patches = [patches_of(pictures, self.processor) for pictures in (wide, square)]
+        rows = jnp.concatenate([patches[0], patches[1].reshape(pairs, -1, patches[1].shape[-1])])
+        bounds = jax.tree.map(
+            lambda one, two: jnp.concatenate([jnp.repeat(one, many, axis=0), jnp.repeat(two, pairs, axis=0)]),
+            _bounds([(SIDE, 2 * SIDE)], self.config, self.processor),
+            _bounds([(SIDE, SIDE)] * 2, self.config, self.processor),
+        )
+        # a picture is a film of two equal frames: the sum of their kernels on one of them is half of the work
+        kernel = vision["patch_embed"]["kernel"]
+        kernel = kernel.reshape(3, 2, -1, kernel.shape[-1]).sum(axis=1).reshape(-1, kernel.shape[-1])
+        vision = {**vision, "patch_embed": {**vision["patch_embed"], "kernel": kernel}}
+        encoder = VisionEncoder(replace(config, temporal_patch_size=1), dtype=self.dtype, remat=self.remat)
+        tokens, _ = encoder.apply({"params": vision}, rows.astype(self.dtype), bounds)
+        return tokens[:many], tokens[many:].reshape(len(square), -1, tokens.shape[-1])
+
+
+def patches_of(pictures: UInt8[Array, "N H W 3"], processor: ProcessorConfig) -> Float[Array, "N P 588"]:
+    """As `input_pipeline.patches.image_patches`, of one frame only: each patch is channel, y, x."""
+    side, merge = processor.patch_size, processor.merge_size
+    x = pictures.astype(jnp.float32) / 255
+    x = (x - jnp.array(processor.image_mean, jnp.float32)) / jnp.array(processor.image_std, jnp.float32)
+    number, height, width, _ = x.shape
+    x = x.reshape(number, height // side // merge, merge, side, width // side // merge, merge, side, 3)
+    x = x.transpose(0, 1, 4, 2, 5, 7, 3, 6)  # cell row, cell column, 2, 2, channel, y, x
+    return x.reshape(number, -1, 3 * side * side)
+
+
+def _bounds(shapes: list[tuple[int, int]], config: OmniConfig, processor: ProcessorConfig) -> VisionBounds:
+    """Of one row with pictures of these sizes."""
+    side = processor.patch_size
+    grids = [(1, height // side, width // side) for height, width in shapes]
+    dim = config.thinker_config.vision_config.patch_dim
+    items = [Patches(np.zeros((rows * columns, dim), np.float32), (1, rows, columns)) for _, rows, columns in grids]
+    packed, _ = vision_row(items, sum(len(item.pixels) for item in items), config.thinker_config.vision_config)
+    return VisionBounds(*(jnp.asarray(each) for each in (packed.coordinates, packed.window, packed.frame)))
+
+
+def _asked(
+    tokens: Float[Array, "N T D"], probe: Mapping[str, Array], questions: tuple[int, ...], answers: Int[Array, "N Q"]
+) -> tuple[Float[Array, ""], Float[Array, "N"]]:
+    """The mean of pictures of the sum of their questions' losses; 1 for each picture with no wrong answer, else 0."""
+    tokens = tokens.astype(jnp.float32)
+    tokens = tokens * jax.lax.rsqrt(jnp.mean(tokens * tokens, axis=(1, 2), keepdims=True) + 1e-6)
+    scores = tokens.reshape(len(tokens), -1) @ probe["kernel"] + probe["bias"]
+    ends = np.cumsum(questions)
+    loss, right = jnp.zeros((), jnp.float32), jnp.ones(len(tokens))
+    for place, part in enumerate(jnp.split(scores, ends[:-1], axis=1)):
+        own = answers[:, place]
+        loss -= jnp.take_along_axis(jax.nn.log_softmax(part), own[:, None], axis=1).mean()
+        right *= part.argmax(axis=1) == own
+    return loss, right
+
+
+def _share(right: Float[Array, "N"], counted: Float[Array, "N"]) -> Total:
+    return Total((right * counted).sum(), counted.sum())
