@@ -4,16 +4,17 @@
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32, UInt8
-from PIL import Image
 
 from examples.omni_tiny.pictures import INKS, SIDE
 from examples.omni_tiny.sentences import COUNTS, DIGITS, SHAPES
+from input_pipeline.media_image import load_image
 from omni_jax.errors import DataError
 
 # how many answers each question has, of which 0 is "none": four digits from the left and their colour; of a square
@@ -62,16 +63,9 @@ class Shown:
         return moved(self.pixels[chosen], rng), self.answers[chosen]
 
 
-_orders: dict[tuple[int, int, int], np.ndarray] = {}
-
-
+@lru_cache(maxsize=8)
 def _order(count: int, epoch: int, seed: int) -> np.ndarray:
-    key = count, epoch, seed
-    if key not in _orders:
-        if len(_orders) > 8:
-            _orders.clear()
-        _orders[key] = np.random.default_rng([seed, epoch, 1]).permutation(count)
-    return _orders[key]
+    return np.random.default_rng([seed, epoch, 1]).permutation(count)
 
 
 @dataclass(frozen=True)
@@ -82,27 +76,51 @@ class Album:
     square: Shown
 
     @classmethod
-    def read(cls, path: Path) -> "Album":
+    def read(cls, path: Path, progress: Callable[[str, int, int], None] | None = None) -> "Album":
         """Of image_text.jsonl, whose pictures lie beside it.
 
+        Args:
+            progress: called with stage, done, total.
+
         Raises:
-            DataError: a caption or a picture that is none, or only one kind of them.
+            DataError: the file, a caption or a picture is missing or none, or all pictures are of one kind.
         """
-        found: dict[int, tuple[list, list]] = {2 * SIDE: ([], []), SIDE: ([], [])}
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                user, caption = json.loads(line)["messages"]
-                picture = np.asarray(Image.open(path.parent / user["content"][0]["image"]))
-                told = answers(caption["content"])
-                expected = (SIDE, 2 * SIDE if len(told) == len(WIDE) else SIDE, 3)
-                if picture.shape != expected:
-                    raise DataError(f"{path}:{number}: {caption['content']!r} is {picture.shape}, not {expected}.")
-                pixels, all_told = found[picture.shape[1]]
-                pixels.append(picture)
-                all_told.append(told)
-        if not all(pixels for pixels, _ in found.values()):
-            raise DataError(f"{path}: pictures of several digits and others are needed, and one kind is missing.")
-        return cls(*(Shown(np.stack(pixels), np.array(told, np.int32)) for pixels, told in found.values()))
+        told = [_told(path, number, line) for number, line in enumerate(_lines(path), start=1)]
+        shown = []
+        for questions, width in ((WIDE, 2 * SIDE), (SQUARE, SIDE)):
+            own = [each for each in told if len(each[2]) == len(questions)]
+            if not own:
+                raise DataError(f"{path}: there must be pictures of several digits and others. Give image_text.jsonl.")
+            pixels = np.empty((len(own), SIDE, width, 3), np.uint8)
+            for place, (number, file, _) in enumerate(own):
+                picture = load_image(path.parent / file)
+                if picture.shape != pixels.shape[1:]:
+                    raise DataError(
+                        f"{path}:{number}: {file} is {picture.shape}, its caption is of {pixels.shape[1:]}. Make the "
+                        "data anew."
+                    )
+                pixels[place] = picture
+                if progress is not None and place % 500 == 0:
+                    progress("pictures", sum(len(each.pixels) for each in shown) + place, len(told))
+            shown.append(Shown(pixels, np.array([each[2] for each in own], np.int32)))
+        return cls(*shown)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: the album cannot be read ({error}). Start in the folder of the data.") from error
+
+
+def _told(path: Path, number: int, line: str) -> tuple[int, str, tuple[int, ...]]:
+    """Number of the line, picture, answers."""
+    try:
+        user, caption = json.loads(line)["messages"]
+        (picture,) = user["content"]
+        return number, picture["image"], answers(caption["content"])
+    except (ValueError, KeyError, TypeError, DataError) as error:
+        raise DataError(f"{path}:{number}: not a picture and its caption ({error}). Give image_text.jsonl.") from error
 
 
 def moved(pictures: UInt8[np.ndarray, "N H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "N H W 3"]:
@@ -111,10 +129,3 @@ def moved(pictures: UInt8[np.ndarray, "N H W 3"], rng: np.random.Generator) -> U
     padded = np.pad(pictures, ((0, 0), (MOVED, MOVED), (MOVED, MOVED), (0, 0)), mode="edge")
     corners = rng.integers(0, 2 * MOVED + 1, (len(pictures), 2))
     return np.stack([each[y : y + height, x : x + width] for each, (y, x) in zip(padded, corners)])
-
-
-def steps_of(album: Album, rows: int, seed: int, first: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Of each step from `first`: `rows` wide pictures and twice as many square ones, each with their answers."""
-    while True:
-        yield (*album.wide.at(first, rows, seed), *album.square.at(first, 2 * rows, seed))
-        first += 1

@@ -1,9 +1,10 @@
 """Glances: the vision encoder learns from many pictures by a probe, and from a few by what the Thinker answers.
 
-Behind the Thinker a picture costs twenty times as much as alone, nearly all of it for words that the Thinker can say
-already. So most pictures are judged by a linear probe on their tokens, which is thrown away: digits by their place,
-colours, shapes, counts. Conversations, as those of configs/sight.py, keep the tokens in the Thinker's language
-meanwhile. (Auxiliary classifiers: Lee et al. 2015, arXiv:1409.5185.)
+Behind the Thinker, in a conversation of 90 tokens with a system's turn, a picture costs twenty times as much as alone,
+nearly all of it for words that the Thinker can say already. So most pictures are judged by a linear probe on their
+tokens, which is thrown away: digits by their place, colours, shapes, counts. Conversations, as those of
+configs/sight.py, keep the tokens in the Thinker's language meanwhile. (Auxiliary classifiers: Lee et al. 2015,
+arXiv:1409.5185.)
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,9 +23,9 @@ from examples.omni_tiny.pictures import SIDE
 from input_pipeline.pack_rows import vision_row
 from input_pipeline.patches import Patches
 from omni_jax.config import OmniConfig, ProcessorConfig
-from omni_jax.config_json import read_processor_config
 from omni_jax.errors import ConfigError, DataError
 from omni_jax.models.vision_encoder import VisionBounds, VisionEncoder
+from omni_jax.training.batches import abstract_batch
 from omni_jax.training.objectives import Total
 from omni_jax.training.packed_thinker import Params
 from omni_jax.training.run_stages import OpenData, ThinkerStage
@@ -52,29 +53,55 @@ class GlanceBatch:
 class GlancesStage(ThinkerStage):
     """A probe of pictures beside conversations on pictures.
 
-    album: captions, image_text.jsonl. wide: pictures of several digits in each step.
-    talk_weight: what a nat of the Thinker's token counts beside one of the probe's questions.
+    album: captions, image_text.jsonl. wide: pictures of several digits in each step; twice as many others.
+    talk_weight: the loss is half the sum of what a picture of either kind costs the probe, in all of its questions,
+        and this times the mean loss of the Thinker's tokens.
+
+    Raises:
+        ConfigError: no pictures.
     """
 
     album: str = "image_text.jsonl"
     wide: int = 64
     talk_weight: float = 3.0
 
+    def __post_init__(self):
+        if self.wide < 1:
+            raise ConfigError(f"stage.wide = {self.wide}: give at least one picture for each step.")
+
     def task(self, run: "RunConfig", model: OmniConfig, sources: tuple[str, ...]) -> "GlancesTask":
-        """Raises ConfigError where rows have no room for pictures, or a step has several batches."""
+        """Raises ConfigError for a run without room for pictures, with micro-batches, or with held-out data."""
         if not run.data.shape.patches or run.accumulate != 1:
             raise ConfigError("This stage learns from pictures, in one batch a step. Set data.shape.patches above 0.")
+        if run.eval_every:
+            raise ConfigError("The album has no held-out pictures. Leave out eval_every, and measure by omni-jax eval.")
         usual = super().task(run, model, sources)
         common = {each.name: getattr(usual, each.name) for each in fields(usual)}
-        return GlancesTask(**common, processor=read_processor_config(run.checkpoint), talk_weight=self.talk_weight)
+        return GlancesTask(**common, talk_weight=self.talk_weight)
+
+    def batch_shapes(self, run: "RunConfig", model: OmniConfig, rows: int) -> "GlanceBatch":
+        """As `omni_jax.training.batch_shapes`."""
+
+        def of(count: int, width: int, questions: tuple[int, ...]):
+            pixels = jax.ShapeDtypeStruct((count, SIDE, width, 3), jnp.uint8)
+            return pixels, jax.ShapeDtypeStruct((count, len(questions)), jnp.int32)
+
+        talk = abstract_batch(run.data.shape, rows, config=model)
+        return GlanceBatch(talk, *of(self.wide, 2 * SIDE, WIDE), *of(2 * self.wide, SIDE, SQUARE))
 
     def open_data(self, run: "RunConfig", voices: Mapping[str, int], progress: Any = None) -> OpenData:
-        """Conversations as usual, and pictures of the album; a held-out run has the same pictures."""
+        """Conversations as usual, and beside them pictures of the album.
+
+        Raises:
+            ConfigError: several devices: every one of them would be given all pictures.
+        """
+        if jax.device_count() > 1:
+            raise ConfigError(f"This stage is made for one device, and there are {jax.device_count()}.")
         conversations = super().open_data(run, voices, progress)
 
         def opened(sources, rows, *, held_out: bool = False) -> "GlanceData":
-            album = Album.read(Path(self.album))
-            return GlanceData(conversations(sources, rows, held_out=held_out), album, self.wide, run.data.seed)
+            loader = conversations(sources, rows, held_out=held_out)
+            return GlanceData(loader, Album.read(Path(self.album), progress), self.wide, run.data.seed)
 
         return opened
 
@@ -101,7 +128,10 @@ class GlanceData:
         """Raises DataError where the album has other pictures than it had."""
         own = self.state()["album"]
         if state["album"] != own:
-            raise DataError(f"The album had {state['album']} wide and square pictures and has {own}.")
+            raise DataError(
+                f"The album had {state['album']} wide and square pictures and has {own}. Give the album that the run "
+                "began with, or another --output."
+            )
         self._loader.restore({key: value for key, value in state.items() if key not in ("album", "glances")})
         self._step = state["glances"]
 
@@ -115,21 +145,25 @@ class GlanceData:
 
 @dataclass(frozen=True)
 class GlancesTask(ThinkerTask):
-    """The mean loss of the probe's questions on a picture, and that of the Thinker's tokens.
+    """What pictures cost the probe, and conversations the Thinker, see `GlancesStage`.
 
-    Reports `wide`, `digit`, `shapes`: the share of pictures of which every such question is answered right.
+    Reports `talk`, the Thinker's loss, and its parts; `wide`, `digit` and `shapes`: the share of such pictures
+    of which the probe answers all questions right.
     """
 
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     talk_weight: float = 3.0
 
     @cached_property
-    def auxiliary(self) -> dict[str, tuple[tuple[str | None, ...], Float[Array, "..."]]]:
-        """The probe, see `Task`: the tokens of a picture, side by side, to the answers of all questions."""
+    def auxiliary(self) -> dict[str, tuple[tuple[str | None, ...], Float[np.ndarray, "..."]]]:
+        """The probe, see `Task`: the tokens of a picture, side by side, to the answers of all questions.
+
+        Its logical axes are those of a head, which Muon leaves to AdamW.
+        """
         width, found = self.config.thinker_config.vision_config.out_hidden_size, {}
         for name, tokens, questions in (("wide", 8, WIDE), ("square", 4, SQUARE)):
-            found[f"probe/{name}/kernel"] = ("embed", "vocab"), jnp.zeros((tokens * width, sum(questions)))
-            found[f"probe/{name}/bias"] = ("vocab",), jnp.zeros(sum(questions))
+            found[f"probe/{name}/kernel"] = ("embed", "vocab"), np.zeros((tokens * width, sum(questions)), np.float32)
+            found[f"probe/{name}/bias"] = ("vocab",), np.zeros(sum(questions), np.float32)
         return found
 
     def loss(self, params: Params, batch: GlanceBatch, key: jax.Array | None = None) -> Losses:

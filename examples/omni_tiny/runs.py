@@ -16,6 +16,7 @@ import numpy as np
 
 from examples.omni_tiny.chain import Given, Step, left_out, steps
 from examples.omni_tiny.eyes import EyesStage
+from examples.omni_tiny.glances import GlancesStage
 from examples.omni_tiny.packages import FSDD_SPEAKERS
 from examples.omni_tiny.train_all import RECORDS
 from omni_jax.training.metrics import read_rows
@@ -41,6 +42,12 @@ FIGURES: Mapping[type, Mapping[str, str]] = {
     Token2WavStage: {"conditional": "squared error, told the codes", "null": "squared error, told nothing"},
     VocoderStage: {"mel": "mel, mean error of its logarithm", "features": "difference of the judges' features"},
     EyesStage: {"loss": "nats a token", "accuracy": "tokens right"},
+    GlancesStage: {
+        "wide": "wide pictures of which the probe tells all digits and the colour",
+        "digit": "square pictures of which it tells the digit and the colour",
+        "shapes": "pictures of shapes of which it tells shape, colour and count",
+        "talk": "nats a token of the Thinker",
+    },
     ThinkerStage: {"loss": "nats a token", "accuracy": "tokens right"},
     TalkerStage: {"loss": "nats a code", "accuracy": "codes right"},
     DpoStage: {"accuracy": "pairs in the right order", "margin": "margin of rewards", "sft": "nats a code"},

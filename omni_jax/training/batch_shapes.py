@@ -30,7 +30,10 @@ def step_shapes(run: RunConfig, model: OmniConfig, rows: int) -> Any:
 
 
 def batch_shapes(run: RunConfig, model: OmniConfig, rows: int) -> Any:
-    """A batch of `rows` rows; with micro-batches, those of one."""
+    """A batch of `rows` rows; with micro-batches, those of one. A stage of another project may have its own."""
+    own = getattr(run.stage, "batch_shapes", None)
+    if own is not None:
+        return own(run, model, rows)
 
     def ints(*shape):
         return jax.ShapeDtypeStruct((rows, *shape), jnp.int32)

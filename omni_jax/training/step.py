@@ -126,10 +126,10 @@ class Trainer:
         self.auxiliary = dict(getattr(task, "auxiliary", {}))
         if self.auxiliary and lora is not None:
             raise ConfigError("This stage trains parameters of its own beside the model. Leave out lora.")
-        axes = axes | {path: names for path, (names, _) in self.auxiliary.items()}
-        shapes = shapes | {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, (_, x) in self.auxiliary.items()}
         if lora is None:
             self.frozen = frozen_paths(freeze, shapes) if freeze else frozenset()
+            axes = axes | {path: names for path, (names, _) in self.auxiliary.items()}
+            shapes = shapes | {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, (_, x) in self.auxiliary.items()}
         else:
             fixed = {path for pattern in freeze for path in matching(pattern, list(shapes), "freeze")}
             self.frozen = frozenset(shapes)

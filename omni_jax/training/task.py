@@ -26,7 +26,8 @@ class Task(Protocol):
     """One objective. Its loss is a pure function; a batch is a pytree whose arrays all lead with the batch axis.
 
     It may have `auxiliary`: parameters of its own, as of a probe that is thrown away, path -> (logical axes, first
-    value). They come with the others, are trained and resumed beside them, and the trained model is without them.
+    value as a numpy array), under names that no component has. They come with the others and are trained and resumed
+    beside them, and the trained model is without them. `rates` may name them, `freeze` may not; there is no LoRA then.
     """
 
     components: tuple[str, ...]  # whose parameters it needs: names of omni_jax/models/logical_axes.py

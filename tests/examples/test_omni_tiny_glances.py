@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from PIL import Image
 
-from examples.omni_tiny.album import SQUARE, WIDE, Album, answers, moved
+from examples.omni_tiny.album import SQUARE, WIDE, Album, Shown, answers, moved
 from examples.omni_tiny.chain import CONFIGS
 from examples.omni_tiny.glances import GlanceBatch, GlanceData, GlancesStage, GlancesTask, patches_of
 from input_pipeline.loader_ahead import Report
@@ -17,13 +19,16 @@ from input_pipeline.pack_rows import vision_row
 from input_pipeline.patches import image_patches
 from input_pipeline.training_batch import RowShape
 from omni_jax.config import ProcessorConfig
+from omni_jax.config_json import read_config
 from omni_jax.errors import ConfigError, DataError
+from omni_jax.interop.restore import restore_params
 from omni_jax.models.vision_encoder import VisionBounds, VisionEncoder
 from omni_jax.presets import preset
 from omni_jax.sharding.mesh import make_mesh
-from omni_jax.training.lora import LoraConfig
+from omni_jax.training.batch_shapes import batch_shapes
 from omni_jax.training.optimizer import OptimizerConfig
-from omni_jax.training.run_config import load_config
+from omni_jax.training.run import Rows, run
+from omni_jax.training.run_config import SourceConfig, load_config
 from omni_jax.training.step import Trainer
 from tests.training.random_batches import random_batch, random_params
 
@@ -35,8 +40,6 @@ OPTIMIZER = OptimizerConfig(learning_rate=3e-3, warmup_steps=0, total_steps=20)
 
 
 def album(wide: int = 6, square: int = 10) -> Album:
-    from examples.omni_tiny.album import Shown
-
     rng = np.random.default_rng(3)
 
     def shown(count, width, questions):
@@ -79,12 +82,19 @@ def test_other_captions_are_refused(caption):
 
 
 def test_pictures_are_moved_within_bounds_and_their_edges_go_on():
-    pictures = np.zeros((40, 56, 56, 3), np.uint8)
-    pictures[:, 20, 30], pictures[:, :, 0] = 200, 50
-    found = moved(pictures, np.random.default_rng(0))
-    places = {tuple(int(x) for x in np.argwhere(each[..., 0] == 200)[0]) for each in found}
-    assert len(places) > 20 and all(17 <= y <= 23 and 27 <= x <= 33 for y, x in places)
-    assert all((each[:, 0] == each[0, 0]).all() for each in found)
+    pictures = np.random.default_rng(1).integers(0, 256, (40, 8, 9, 3)).astype(np.uint8)
+    found, places = moved(pictures, np.random.default_rng(0)), set()
+    for picture, own in zip(pictures, found, strict=True):
+        y, x = np.mgrid[:8, :9]
+        fits = [
+            (down, right)
+            for down in range(-3, 4)
+            for right in range(-3, 4)
+            if np.array_equal(own, picture[np.clip(y + down, 0, 7), np.clip(x + right, 0, 8)])
+        ]
+        assert len(fits) == 1
+        places.update(fits)
+    assert len(places) > 20 and {y for y, _ in places} == {x for _, x in places} == set(range(-3, 4))
 
 
 def test_an_album_is_read_from_captions_and_goes_round_in_a_new_order(tmp_path):
@@ -106,12 +116,26 @@ def test_an_album_is_read_from_captions_and_goes_round_in_a_new_order(tmp_path):
     assert len({tuple(map(tuple, taken[first : first + 5].tolist())) for first in range(0, 30, 5)}) > 1
 
     path.write_text(json.dumps(lines[0]) + "\n")
-    with pytest.raises(DataError, match="one kind is missing"):
+    with pytest.raises(DataError, match="there must be pictures of several digits and others"):
         Album.read(path)
     wrong = json.loads(json.dumps(lines[0]).replace("four", "four two"))
-    path.write_text(json.dumps(wrong) + "\n")
-    with pytest.raises(DataError, match="image_text.jsonl:1: .* is \\(56, 56, 3\\), not \\(56, 112, 3\\)"):
+    path.write_text(json.dumps(wrong) + "\n" + json.dumps(lines[0]) + "\n")
+    with pytest.raises(
+        DataError, match=r"image_text.jsonl:1: 0.png is \(56, 56, 3\), its caption is of \(56, 112, 3\)"
+    ):
         Album.read(path)
+
+
+@pytest.mark.parametrize(
+    "line", ["no json", '{"messages": [{"role": "system", "content": "Be."}, {}, {}]}', '{"messages": [{}, {}]}']
+)
+def test_lines_that_are_no_picture_with_its_caption_are_named(tmp_path, line):
+    path = tmp_path / "image_text.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(DataError, match="image_text.jsonl:1: not a picture and its caption"):
+        Album.read(path)
+    with pytest.raises(DataError, match="Start in the folder of the data"):
+        Album.read(tmp_path / "other.jsonl")
 
 
 def test_tokens_at_a_glance_are_those_of_the_encoder():
@@ -153,9 +177,23 @@ def test_the_probe_learns_beside_the_encoder_and_stays_out_of_the_model():
     )
 
 
-def test_adapters_beside_a_probe_are_refused():
-    with pytest.raises(ConfigError, match="Leave out lora"):
-        trainer(lora=LoraConfig(rank=2))
+def test_shares_are_of_pictures_of_their_kind():
+    batch = jax.tree.map(jnp.asarray, glance_batch())
+    told = jnp.array([[3, 1, 0, 0], [3, 2, 0, 0], [0, 1, 5, 2], [0, 1, 5, 3]])
+    batch = dataclasses.replace(batch, square_answers=told, wide_answers=jnp.array([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6]]))
+    auxiliary = {path: value.copy() for path, (_, value) in TASK.auxiliary.items()}
+
+    def tell(name, answers, questions):
+        starts = np.cumsum([0, *questions[:-1]])
+        auxiliary[f"probe/{name}/bias"][starts + np.array(answers)] = 50
+
+    tell("square", (3, 1, 0, 0), SQUARE)  # of the first digit all is right, of the second the colour is wrong
+    tell("wide", (1, 2, 3, 4, 6), WIDE)
+    params = jax.tree.map(jnp.asarray, PARAMS | {"probe": unflatten_dict(auxiliary, sep="/")["probe"]})
+    parts = TASK.loss(params, batch).parts
+    assert {name: float(parts[name].mean) for name in ("wide", "digit", "shapes")} == {
+        "wide": 0.5, "digit": 0.5, "shapes": 0
+    }  # fmt: skip
 
 
 class _Loader:
@@ -200,11 +238,54 @@ def test_data_goes_on_with_the_same_pictures():
 
 def test_the_configuration_is_of_this_stage_and_trains_the_encoder_alone():
     config = load_config(CONFIGS / "glances.py")
-    checkpoint = "omni_jax/assets/omni_tiny"
-    task = config.stage.task(dataclasses.replace(config, checkpoint=checkpoint), CONFIG, ("a", "b", "c"))
+    task = config.stage.task(config, CONFIG, ("a", "b", "c"))
     assert isinstance(task, GlancesTask) and isinstance(config.stage, GlancesStage)
     trained = Trainer(CONFIG, task, config.optimizer, make_mesh(jax.devices()[:1]), freeze=config.freeze).trained
     assert {path.split("/")[0] for path in trained} == {"vision_encoder", "probe"}
     without = dataclasses.replace(config, data=dataclasses.replace(config.data, shape=RowShape(tokens=512)))
     with pytest.raises(ConfigError, match="Set data.shape.patches above 0"):
         config.stage.task(without, CONFIG, ("a",))
+    with pytest.raises(ConfigError, match="no held-out pictures"):
+        config.stage.task(dataclasses.replace(config, eval_every=10, held_out=config.data.sources), CONFIG, ("a",))
+    with pytest.raises(ConfigError, match="at least one picture"):
+        GlancesStage(wide=0)
+
+
+def test_a_run_goes_on_where_it_was_and_its_model_has_no_probe(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = []
+    for number, (caption, width) in enumerate([("The number four in red.", 56), ("The number one two in red.", 112)]):
+        Image.fromarray(album().wide.pixels[number, :, :width]).save(f"{number}.png")
+        content = [{"type": "image", "image": f"{number}.png"}]
+        lines.append({"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": caption}]})
+    (tmp_path / "image_text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    usual = load_config(CONFIGS / "glances.py")
+
+    def config(output, steps):
+        sources, shape = (SourceConfig("image_text.jsonl"),), RowShape(tokens=256, patches=64)
+        data = dataclasses.replace(usual.data, sources=sources, shape=shape, workers=0)
+        stage, optimizer = GlancesStage(wide=2), dataclasses.replace(OPTIMIZER, total_steps=steps)
+        return dataclasses.replace(
+            usual, stage=stage, checkpoint=str(tiny_checkpoint[1]), output=output, data=data, optimizer=optimizer,
+            freeze=("^thinker/",), save_every=2,
+        )  # fmt: skip
+
+    def trained(output, steps, **options):
+        given = config(output, steps)
+        summary = run(given, given.stage.open_data(given, {}), **options)
+        return flatten_dict(restore_params(summary.model, read_config(summary.model)), sep="/")
+
+    whole = trained("whole", 4)
+    trained("parts", 2)
+    parts = trained("parts", 4, allow_change=("optimizer.total_steps",))
+    assert whole.keys() == parts.keys() and not [path for path in whole if "probe" in path]
+    before = flatten_dict(restore_params(tiny_checkpoint[1], read_config(tiny_checkpoint[1])), sep="/")
+    moved_paths = {path for path in whole if not np.array_equal(whole[path], before[path])}
+    assert {path.split("/")[0] for path in moved_paths} == {"vision_encoder"}
+    given = config("whole", 4)
+    with closing(given.stage.open_data(given, {})(given.data.sources, Rows(1, slice(0, 1), 1))) as data:
+        loaded, _ = next(iter(data))
+    expected = batch_shapes(given, read_config(given.checkpoint), 1)
+    assert jax.tree.structure(loaded) == jax.tree.structure(expected)
+    own, told = ([(x.shape, x.dtype) for x in jax.tree.leaves(batch)] for batch in (loaded, expected))
+    assert own == told

@@ -192,6 +192,43 @@ def test_frozen_parts_get_no_adapters():
         trainer(lora=LoraConfig(patterns=("layers/mlp",)), freeze=["^thinker/layers/mlp/"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Probed(ThinkerTask):
+    """Draws a vector of its own towards ones."""
+
+    @property
+    def auxiliary(self):
+        return {"probe/bias": (("vocab",), np.zeros(4, np.float32))}
+
+    def loss(self, params, batch, key=None):
+        usual = super().loss(params, batch, key)
+        away = jnp.square(params["probe"]["bias"] - 1).sum()
+        return dataclasses.replace(usual, total=usual.total.replace(loss=usual.total.loss + away * usual.total.weight))
+
+
+def test_parameters_of_the_task_are_trained_beside_the_model_and_not_kept():
+    def probed(**options):
+        task = Probed(CONFIG, audio=False, vision=False, chunk=16)
+        return Trainer(CONFIG, task, OPTIMIZER, make_mesh(jax.devices()[:1]), freeze=["^thinker/embed/"], **options)
+
+    model, fast = probed(), probed(rates={"^probe/": 3.0})
+    for _ in range(2):  # the first value is the task's, and stays it
+        state = model.start(PARAMS)
+        np.testing.assert_array_equal(state.params["probe/bias"], np.zeros(4))
+        state, metrics = model(state, model.put(batch()))
+    np.testing.assert_allclose(state.params["probe/bias"], OPTIMIZER.learning_rate, rtol=1e-4)
+    faster, _ = fast(fast.start(PARAMS), fast.put(batch()))
+    np.testing.assert_allclose(faster.params["probe/bias"], 3 * OPTIMIZER.learning_rate, rtol=1e-4)
+    assert float(metrics["loss"]) > 4
+    assert set(model.state_shapes.params) == set(flatten_dict(PARAMS, sep="/")) | {"probe/bias"}
+    for kept in (model.kept(state), model.merged(state)):
+        assert set(flatten_dict(kept, sep="/")) == set(flatten_dict(PARAMS, sep="/"))
+    with pytest.raises(ConfigError, match="leaves nothing to train"):
+        Trainer(CONFIG, model.task, OPTIMIZER, model.mesh, freeze=["^thinker/"])
+    with pytest.raises(ConfigError, match="Leave out lora"):
+        Trainer(CONFIG, model.task, OPTIMIZER, model.mesh, lora=LoraConfig(rank=2))
+
+
 def test_a_guard_that_divides_by_nothing_is_refused():
     with pytest.raises(ConfigError, match="settle = 0 must be at least 1"):
         Guard(settle=0)
