@@ -26,7 +26,7 @@ config = RunConfig(
         workers=1,
     ),
     freeze=("^thinker/", "^audio_encoder/"),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=30, total_steps=4300, final_fraction=0.05),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=30, total_steps=4900, final_fraction=0.05),
     dtype="float32",
     round_products=True,
     remat="none",

@@ -30,7 +30,7 @@ config = RunConfig(
         workers=1,
     ),
     freeze=("^thinker/", "^audio_encoder/"),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=30, total_steps=4860),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=30, total_steps=1000),
     dtype="float32",
     round_products=True,
     remat="none",
