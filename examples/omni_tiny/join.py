@@ -3,7 +3,7 @@
 python -m examples.omni_tiny.join --base runs/talker_icl/model --take dit=runs/token2wav/model --to speaking
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +29,8 @@ class Args:
     to: Annotated[Path, arg(metavar="DIR")]
     """The folder to write."""
     take: Annotated[tuple[str, ...], arg(metavar="PART=DIR")] = ()
-    """Parts, and the checkpoints that they are taken from."""
+    """Parts, and the checkpoints that they are taken from; DIR+DIR takes the mean of several that began alike
+    (Wortsman et al. 2022, arXiv:2203.05482)."""
     ears: Annotated[Path | None, arg(metavar="DIR")] = None
     """A checkpoint whose speech tokenizer's lower layers become those of the audio encoder."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -48,8 +49,8 @@ def main(args: Args) -> None:
     from omni_jax.training.checkpoints_model import save_model
 
     model, parts = read_config(args.base), {}
-    for part, folder in _taken(args.take).items():
-        parts |= restore_params(folder, model, components=(part,))
+    for part, folders in _taken(args.take).items():
+        parts[part] = mean([restore_params(folder, model, components=(part,))[part] for folder in folders])
     if args.ears is not None:
         hears = restore_params(args.ears, model, components=("speech_tokenizer",))["speech_tokenizer"]
         encoder = restore_params(args.base, model, components=("audio_encoder",))["audio_encoder"]
@@ -59,11 +60,22 @@ def main(args: Args) -> None:
     print(f"{', '.join(sorted(parts)) or 'nothing new'} beside the parts of {args.base}, in {args.to}")
 
 
-def _taken(given: tuple[str, ...]) -> dict[str, Path]:
+def _taken(given: tuple[str, ...]) -> dict[str, list[Path]]:
     pairs = [each.partition("=") for each in given]
     if any(not folder for _, _, folder in pairs):
         raise OmniError(f"--take {' '.join(given)}: give PART=DIR for each, as in --take bigvgan=runs/vocoder/model")
-    return {part: Path(folder) for part, _, folder in pairs}
+    return {part: [Path(folder) for folder in folders.split("+")] for part, _, folders in pairs}
+
+
+def mean(trees: Sequence[Any]) -> Any:
+    """Of parameters of the same part, computed in float32 and kept in their dtype."""
+    import jax
+    import jax.numpy as jnp
+
+    def of(*leaves):
+        return jnp.mean(jnp.stack([leaf.astype(jnp.float32) for leaf in leaves]), axis=0).astype(leaves[0].dtype)
+
+    return trees[0] if len(trees) == 1 else jax.tree.map(of, *trees)
 
 
 def with_ears(encoder: Mapping[str, Any], hears: Mapping[str, Any]) -> dict[str, Any]:

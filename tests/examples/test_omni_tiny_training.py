@@ -15,7 +15,9 @@ import pytest
 from examples.omni_tiny import chain, files, outset, start, tokenizer, train_all
 from examples.omni_tiny.amounts import Amounts
 from examples.omni_tiny.chain import Step, steps
-from examples.omni_tiny.join import with_ears
+from examples.omni_tiny.join import Args as JoinArgs
+from examples.omni_tiny.join import main as join
+from examples.omni_tiny.join import mean, with_ears
 from examples.omni_tiny.speech import write_sound
 from examples.omni_tiny.train_all import Book, locked, selected
 from examples.omni_tiny.training import Training
@@ -425,3 +427,24 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
     while not path.exists():
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_the_mean_of_parts_that_began_alike_is_taken(tiny_checkpoint, tmp_path):
+    import jax
+    import jax.numpy as jnp
+
+    from omni_jax.config_json import read_config
+    from omni_jax.interop.restore import restore_params
+
+    one = {"a": jnp.array([1, 3], jnp.bfloat16), "b": jnp.array([1e-3], jnp.float32)}
+    other = {"a": jnp.array([2, 5], jnp.bfloat16), "b": jnp.array([3e-3], jnp.float32)}
+    found = mean([one, other])
+    assert found["a"].dtype == jnp.bfloat16 and found["a"].tolist() == [1.5, 4]
+    np.testing.assert_allclose(found["b"], [2e-3], rtol=1e-6)
+
+    base = tiny_checkpoint[1]
+    model = read_config(base)
+    before = restore_params(base, model, components=("vision_encoder",))["vision_encoder"]
+    join(JoinArgs(base=base, to=tmp_path / "out", take=(f"vision_encoder={base}+{base}",)))
+    after = restore_params(tmp_path / "out", model, components=("vision_encoder",))["vision_encoder"]
+    jax.tree.map(np.testing.assert_array_equal, after, before)
