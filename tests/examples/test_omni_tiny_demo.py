@@ -72,7 +72,7 @@ def test_lines_of_other_data_are_named(data, tmp_path, monkeypatch):
 def test_credits_name_the_recording(data, tmp_path):
     demo_media.main(Args(data, tmp_path / "demo"))
     told = (tmp_path / "demo" / CREDITS).read_text()
-    assert "same-number.flac: 1_theo_0.wav of the Free Spoken Digit Dataset" in told
+    assert "same-number.flac: 1_jackson_0.wav of the Free Spoken Digit Dataset" in told
     assert "film.mp4: its sound: " in told and "of Kokoro-82M (hexgrad, Apache-2.0)" in told
     assert told.count("CC BY-SA 4.0; changed:") == 3
 
