@@ -37,7 +37,7 @@ def answers(caption: str) -> tuple[int, ...]:
     singular = [_PLURALS.get(word, word) for word in words]
 
     def places(names: Sequence[str], among: Sequence[str]) -> list[int]:
-        return [list(names).index(word) + 1 for word in among if word in names]
+        return [names.index(word) + 1 for word in among if word in names]
 
     ink, digits = places(INKS, words), places(DIGITS, words)
     if words[:2] == ["the", "number"] and len(ink) == 1 and 1 <= len(digits) <= 4:

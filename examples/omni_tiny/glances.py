@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from examples.omni_tiny.album import SQUARE, WIDE, Album
 from examples.omni_tiny.pictures import SIDE
 from input_pipeline.pack_rows import vision_row
-from input_pipeline.patches import Patches
+from input_pipeline.patches import image_patches
 from omni_jax.config import OmniConfig, ProcessorConfig
 from omni_jax.errors import ConfigError, DataError
 from omni_jax.models.vision_encoder import VisionBounds, VisionEncoder
@@ -218,10 +218,7 @@ def patches_of(pictures: UInt8[Array, "N H W 3"], processor: ProcessorConfig) ->
 
 def _bounds(shapes: list[tuple[int, int]], config: OmniConfig, processor: ProcessorConfig) -> VisionBounds:
     """Of one row with pictures of these sizes."""
-    side = processor.patch_size
-    grids = [(1, height // side, width // side) for height, width in shapes]
-    dim = config.thinker_config.vision_config.patch_dim
-    items = [Patches(np.zeros((rows * columns, dim), np.float32), (1, rows, columns)) for _, rows, columns in grids]
+    items = [image_patches(np.zeros((*shape, 3), np.uint8), processor) for shape in shapes]
     packed, _ = vision_row(items, sum(len(item.pixels) for item in items), config.thinker_config.vision_config)
     return VisionBounds(*(jnp.asarray(each) for each in (packed.coordinates, packed.window, packed.frame)))
 
