@@ -7,7 +7,7 @@ configs/sight.py, keep the tokens in the Thinker's language meanwhile. (Auxiliar
 arXiv:1409.5185.)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from examples.omni_tiny.album import SQUARE, WIDE, Album
+from examples.omni_tiny.beside import Beside
 from examples.omni_tiny.pictures import SIDE
 from input_pipeline.pack_rows import vision_row
 from input_pipeline.patches import image_patches
 from omni_jax.config import OmniConfig, ProcessorConfig
-from omni_jax.errors import ConfigError, DataError
+from omni_jax.errors import ConfigError
 from omni_jax.models.vision_encoder import VisionBounds, VisionEncoder
 from omni_jax.training.batches import abstract_batch
 from omni_jax.training.objectives import Total
@@ -99,48 +100,20 @@ class GlancesStage(ThinkerStage):
             raise ConfigError(f"This stage is made for one device, and there are {jax.device_count()}.")
         conversations = super().open_data(run, voices, progress)
 
-        def opened(sources, rows, *, held_out: bool = False) -> "GlanceData":
+        def opened(sources, rows, *, held_out: bool = False) -> Beside:
             loader = conversations(sources, rows, held_out=held_out)
-            return GlanceData(loader, Album.read(Path(self.album), progress), self.wide, run.data.seed)
+            return with_pictures(loader, Album.read(Path(self.album), progress), self.wide, run.data.seed)
 
         return opened
 
 
-class GlanceData:
-    """Batches of a loader with pictures beside them, which the number of the step alone decides: a `RunData`."""
+def with_pictures(loader: Any, album: Album, wide: int, seed: int) -> Beside:
+    """Batches of a loader, and beside each `wide` wide pictures and twice as many square ones."""
 
-    def __init__(self, loader: Any, album: Album, wide: int, seed: int):
-        self._loader, self._album, self._wide, self._seed = loader, album, wide, seed
-        self._step = 0
+    def put(talk: Any, step: int) -> GlanceBatch:
+        return GlanceBatch(talk, *album.wide.at(step, wide, seed), *album.square.at(step, 2 * wide, seed))
 
-    def __iter__(self) -> Iterator[Any]:
-        for talk, report in self._loader:
-            wide = self._album.wide.at(self._step, self._wide, self._seed)
-            square = self._album.square.at(self._step, 2 * self._wide, self._seed)
-            self._step += 1
-            yield GlanceBatch(talk, *wide, *square), report
-
-    def state(self) -> dict[str, Any]:
-        return self._loader.state() | {"album": [len(self._album.wide.pixels), len(self._album.square.pixels)],
-                                       "glances": self._step}  # fmt: skip
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Raises DataError where the album has other pictures than it had."""
-        own = self.state()["album"]
-        if state["album"] != own:
-            raise DataError(
-                f"The album had {state['album']} wide and square pictures and has {own}. Give the album that the run "
-                "began with, or another --output."
-            )
-        self._loader.restore({key: value for key, value in state.items() if key not in ("album", "glances")})
-        self._step = state["glances"]
-
-    def seek(self, step: int) -> None:
-        self._loader.seek(step)
-        self._step = step
-
-    def close(self) -> None:
-        self._loader.close()
+    return Beside(loader, put, name="album", about=[len(album.wide.pixels), len(album.square.pixels)])
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def _kokoro(name: str, text: str, folder: Path, speed: float, pitch: float) -> W
     """`name` may be two voices, "af_bella+am_eric": the speaker half way between them."""
     session, vocabulary = _kokoro_session(folder)
     british = name.startswith("b")
-    tokens = [vocabulary[letter] for letter in _phonemes(british)(text) if letter in vocabulary]
+    tokens = [vocabulary[letter] for letter in phonemes(british)(text) if letter in vocabulary]
     styles = [_style(folder, each) for each in name.split("+")]
     style = np.mean([each[min(len(tokens), len(each)) - 1] for each in styles], axis=0, keepdims=True)
     feed = {
@@ -139,7 +139,8 @@ def _kokoro_session(folder: Path):
 
 
 @cache
-def _phonemes(british: bool) -> Callable[[str], str]:
+def phonemes(british: bool) -> Callable[[str], str]:
+    """Text to the phones of Kokoro and hibari, a letter each, with marks of stress and length."""
     from hibari.g2p import G2P
 
     return G2P(british=british)

@@ -786,7 +786,7 @@ def test_what_a_slow_voice_says_is_changed_several_times_and_said_once(tmp_path,
         return SimpleNamespace(run=lambda outputs, feed: said.append(feed) or [np.ones((1, 24_000), np.float32)]), {}
 
     monkeypatch.setattr(voices, "_kokoro_session", session)
-    monkeypatch.setattr(voices, "_phonemes", lambda british: list)
+    monkeypatch.setattr(voices, "phonemes", lambda british: list)
     monkeypatch.setattr(voices, "_style", lambda folder, name: np.zeros((5, 256), np.float32))
     for clip in clips:
         speech.make_speech(clip.recipe, tmp_path, tmp_path, None)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from examples.omni_tiny.album import SQUARE, WIDE, Album, Shown, answers, moved
 from examples.omni_tiny.chain import CONFIGS
-from examples.omni_tiny.glances import GlanceBatch, GlanceData, GlancesStage, GlancesTask, patches_of
+from examples.omni_tiny.glances import GlanceBatch, GlancesStage, GlancesTask, patches_of, with_pictures
 from input_pipeline.loader_ahead import Report
 from input_pipeline.pack_rows import vision_row
 from input_pipeline.patches import image_patches
@@ -222,10 +222,10 @@ def test_data_goes_on_with_the_same_pictures():
         found = iter(data)
         return [next(found)[0] for _ in range(count)]
 
-    whole = batches(GlanceData(_Loader(), album(), 2, 5), 6)
-    first = GlanceData(_Loader(), album(), 2, 5)
+    whole = batches(with_pictures(_Loader(), album(), 2, 5), 6)
+    first = with_pictures(_Loader(), album(), 2, 5)
     batches(first, 4)
-    again = GlanceData(_Loader(), album(), 2, 5)
+    again = with_pictures(_Loader(), album(), 2, 5)
     again.restore(json.loads(json.dumps(first.state())))
     for expected, found in zip(whole[4:], batches(again, 2), strict=True):
         assert found.talk == expected.talk
@@ -233,7 +233,7 @@ def test_data_goes_on_with_the_same_pictures():
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     assert not np.array_equal(whole[0].wide, whole[1].wide)
     with pytest.raises(DataError, match="album"):
-        GlanceData(_Loader(), album(wide=7), 2, 5).restore(first.state())
+        with_pictures(_Loader(), album(wide=7), 2, 5).restore(first.state())
 
 
 def test_the_configuration_is_of_this_stage_and_trains_the_encoder_alone():

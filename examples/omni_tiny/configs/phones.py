@@ -1,0 +1,35 @@
+"""Phones: the audio encoder, by a probe of many recordings and a few transcripts, behind a Thinker that stays.
+
+    omni-jax train --config examples/omni_tiny/configs/phones.py        (in the folder of the data)
+
+Ours: that there is such a run, see examples/omni_tiny/phones.py. A step has some 40 recordings for the probe and eight
+transcripts; configs/listening.py has 28 transcripts in about the same time.
+"""
+
+from examples.omni_tiny.packages import FSDD_SPEAKERS
+from examples.omni_tiny.phones import PhonesStage
+from input_pipeline.training_batch import RowShape
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
+
+config = RunConfig(
+    stage=PhonesStage(),
+    checkpoint="runs/glances/model",
+    output="runs/phones",
+    data=DataConfig(
+        sources=(
+            SourceConfig("audio_text.jsonl", weight=0.84),
+            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.04) for name in FSDD_SPEAKERS),
+        ),
+        shape=RowShape(tokens=512, audio_blocks=10, patches=0),
+        rows=1,
+        workers=1,
+    ),
+    freeze=("^thinker/",),
+    rates={"^probe/": 3.0},
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=100, total_steps=3000, final_fraction=0.05),
+    dtype="float32",
+    round_products=True,
+    remat="none",
+    save_every=400,
+)

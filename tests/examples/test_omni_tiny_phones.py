@@ -1,0 +1,273 @@
+"""Phones: a probe reads many recordings beside a few transcripts, and leaves nothing of its own in the model."""
+
+import dataclasses
+import json
+from contextlib import closing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+from flax.traverse_util import flatten_dict
+
+from examples.omni_tiny import spoken_rows
+from examples.omni_tiny.chain import CONFIGS
+from examples.omni_tiny.phones import PhoneBatch, PhonesStage, PhonesTask, with_recordings
+from examples.omni_tiny.spoken_rows import PHONES, Recordings, changed, labels
+from input_pipeline.loader_ahead import Report
+from input_pipeline.training_batch import RowShape
+from omni_jax.config import ProcessorConfig
+from omni_jax.config_json import read_config
+from omni_jax.errors import ConfigError, DataError
+from omni_jax.interop.restore import restore_params
+from omni_jax.models.audio_encoder import AudioEncoder
+from omni_jax.presets import preset
+from omni_jax.sharding.mesh import make_mesh
+from omni_jax.training.batch_shapes import batch_shapes
+from omni_jax.training.optimizer import OptimizerConfig
+from omni_jax.training.run import Rows, run
+from omni_jax.training.run_config import SourceConfig, load_config
+from omni_jax.training.step import Trainer
+from tests.training.random_batches import random_batch, random_params
+
+CONFIG = preset("tiny")
+AUDIO = CONFIG.thinker_config.audio_config
+TASK = PhonesTask(CONFIG, vision=False)
+PARAMS = random_params(CONFIG, TASK.components)
+OPTIMIZER = OptimizerConfig(learning_rate=3e-3, warmup_steps=0, total_steps=20)
+STAGE = PhonesStage(clips=2, blocks=2)
+
+
+@pytest.fixture(autouse=True)
+def _spelled(monkeypatch):
+    """Nearly as it is written: hibari, which knows the phones, is not installed everywhere."""
+    letters = str.maketrans("aegor", "æɛɡOɹ")
+    monkeypatch.setattr(spoken_rows, "phonemes", lambda british: lambda word: "ˈ" + word.translate(letters))
+    spoken_rows._of_word.cache_clear()
+    yield
+    spoken_rows._of_word.cache_clear()
+
+
+def heard(count: int = 5, frames: int = 60) -> Recordings:
+    rng = np.random.default_rng(3)
+    mel = rng.normal(size=(count * frames, AUDIO.num_mel_bins)).astype(np.float16)
+    said = [tuple(int(each) for each in rng.integers(1, len(PHONES) + 1, 4)) for _ in range(count)]
+    return Recordings(mel, np.arange(1, count + 1) * frames, said, np.full(count, 1 / count))
+
+
+def batch() -> PhoneBatch:
+    talk = random_batch(CONFIG, 1, RowShape(tokens=48, audio_blocks=2))
+    rows = heard().at(0, 2, 2, AUDIO.block_frames, 0)
+    return PhoneBatch(talk, rows.mel, rows.frames, rows.phones)
+
+
+def test_phones_of_a_text_are_numbered_and_marks_left_out():
+    assert list(labels("Five dogs!")) == [PHONES.index(phone) + 1 for phone in "fivɛdOɡs"]
+    with pytest.raises(DataError, match=r"'cat' is said .*, of which \['c'\] are no phones of ours"):
+        labels("cat")
+
+
+def test_recordings_are_changed_within_bounds():
+    mel = np.linspace(0, 1, 200)[:, None] + np.linspace(0, 2, 128)[None]
+    lengths, found = set(), []
+    for seed in range(60):
+        own = changed(mel.astype(np.float32), np.random.default_rng(seed), most=230)
+        lengths.add(len(own))
+        found.append(own)
+        assert own.shape[1] == 128 and np.isfinite(own).all()
+        assert own.min() >= mel.min() - 0.16 and own.max() <= mel.max() + 0.16
+    assert min(lengths) >= 164 and max(lengths) == 230 and len(lengths) > 20
+    again = changed(mel.astype(np.float32), np.random.default_rng(3), most=230)
+    np.testing.assert_array_equal(again, found[3])
+
+
+def test_a_row_holds_whole_recordings_with_their_phones():
+    recordings = heard(7, 90)
+    rows = recordings.at(4, 3, 2, AUDIO.block_frames, 1)
+    block = AUDIO.block_frames
+    assert rows.mel.shape == (3, 2, block, AUDIO.num_mel_bins)
+    for mel, frames, phones in zip(rows.mel.reshape(3, 2 * block, -1), rows.frames, rows.phones):
+        used = int(frames.sum())
+        assert frames.tolist() == [min(used, block), max(used - block, 0)]
+        assert not mel[used:].any() and mel[:used].any(axis=1).all()
+        said = phones[phones > 0].tolist()
+        assert not phones[len(said) :].any() and len(said) % 4 == 0
+        parts = {tuple(said[first : first + 4]) for first in range(0, len(said), 4)}
+        assert parts <= set(recordings.phones)
+        # the shortest recording has 0.82 of its frames, the longest 1.2 and a gap
+        assert 90 * 0.8 * len(said) / 4 <= used <= (90 * 1.2 + 25) * len(said) / 4
+    same, other = recordings.at(4, 3, 2, block, 1), recordings.at(5, 3, 2, block, 1)
+    np.testing.assert_array_equal(same.mel, rows.mel)
+    assert not np.array_equal(other.mel, rows.mel)
+
+
+def test_shares_decide_what_is_drawn():
+    recordings = dataclasses.replace(heard(2), shares=np.array([0.0, 1.0]))
+    phones = recordings.at(0, 2, 2, AUDIO.block_frames, 0).phones
+    assert phones[0, :4].tolist() == list(recordings.phones[1]) != list(recordings.phones[0])
+
+
+def _transcript(sound: str, text: str) -> str:
+    asked = [{"type": "audio", "audio": sound}, {"type": "text", "text": "Transcribe."}]
+    roles = (("system", "You hear."), ("user", asked), ("assistant", text))
+    return json.dumps({"messages": [{"role": role, "content": content} for role, content in roles]}) + "\n"
+
+
+def _recorded(folder, texts: dict[str, float]) -> None:
+    lines = []
+    for number, (text, seconds) in enumerate(texts.items()):
+        sound = np.random.default_rng(number).normal(size=round(16_000 * seconds)) * 0.1
+        soundfile.write(folder / f"{number}.flac", sound, 16_000)
+        lines.append(_transcript(f"{number}.flac", text))
+    (folder / "audio_text.jsonl").write_text("".join(lines))
+
+
+def test_recordings_are_read_from_transcripts(tmp_path):
+    _recorded(tmp_path, {"nine": 1.0, "tiger walks": 2.0, "my dog": 9.0})
+    path = tmp_path / "audio_text.jsonl"
+    found = Recordings.read([path], ProcessorConfig(), seconds=6, digits=0.25)
+    assert found.ends.tolist() == [100, 300] and found.mel.shape == (300, 128)
+    assert list(found.phones) == [labels("nine"), labels("tiger walks")]
+    assert found.shares.tolist() == [0.2, 0.8]
+    with pytest.raises(DataError, match="no recording of at most 0.5 s"):
+        Recordings.read([path], ProcessorConfig(), seconds=0.5, digits=0.25)
+    with pytest.raises(DataError, match="other.jsonl: cannot be read"):
+        Recordings.read([tmp_path / "other.jsonl"], ProcessorConfig(), seconds=6, digits=0.25)
+
+
+@pytest.mark.parametrize("line", ["no json", '{"messages": [{}, {}]}', '{"messages": [{}, {"content": []}, {}]}'])
+def test_lines_that_are_no_transcript_are_named(tmp_path, line):
+    path = tmp_path / "audio_text.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(DataError, match="audio_text.jsonl:1: not a recording and its transcript"):
+        Recordings.read([path], ProcessorConfig(), seconds=6, digits=1.0)
+
+
+def test_the_probe_reads_the_tokens_of_each_block_where_there_is_sound():
+    given = jax.tree.map(jnp.asarray, batch())
+    rng = np.random.default_rng(0)
+    probe = {path.split("/")[-1]: rng.normal(size=value.shape) for path, (_, value) in TASK.auxiliary.items()}
+    params = jax.tree.map(jnp.asarray, PARAMS | {"probe": {"phones": probe}})
+    scores, silent = TASK.scores(params, given.mel, given.frames)
+    encoder = AudioEncoder(AUDIO)
+    for row in range(2):
+        for block in range(2):
+            frames = int(given.frames[row, block])
+            tokens, _ = encoder.apply(
+                {"params": params["audio_encoder"]}, given.mel[row, block][None], jnp.array([frames])
+            )
+            tokens, real = np.asarray(tokens[0]), max((frames - 1) // 2 + 1, 0) // 2
+            tokens = tokens / np.sqrt((tokens**2).mean(axis=-1, keepdims=True) + 1e-6)
+            expected = (tokens @ probe["kernel"] + probe["bias"]).reshape(2 * len(tokens), -1)
+            places = slice(block * len(expected), (block + 1) * len(expected))
+            np.testing.assert_allclose(scores[row, places], expected, atol=1e-4, rtol=1e-4)
+            assert silent[row, places].tolist() == [0] * 2 * real + [1] * (len(expected) - 2 * real)
+
+
+def test_the_probe_learns_beside_the_encoder_and_stays_out_of_the_model():
+    freeze = ["^thinker/"]
+    step = Trainer(CONFIG, TASK, OPTIMIZER, make_mesh(jax.devices()[:1]), freeze=freeze)
+    state, given, reports = step.start(PARAMS), batch(), []
+    first = jax.tree.map(np.asarray, state.params)
+    for _ in range(6):
+        state, report = step(state, step.put(given))
+        reports.append(jax.tree.map(float, report))
+    assert reports[-1]["part/phones"] < 0.8 * reports[0]["part/phones"]
+    for report in reports:
+        assert report["loss"] == pytest.approx(report["part/phones"] + TASK.talk_weight * report["part/talk"], rel=1e-4)
+    moved = {path for path, value in state.params.items() if not np.array_equal(value, first[path])}
+    assert {path.split("/")[0] for path in moved} == {"audio_encoder", "probe"}
+    assert {path for path in moved if path.startswith("probe/")} == set(TASK.auxiliary)
+    assert set(step.kept(state)) == set(step.merged(state)) == {"thinker", "audio_encoder"}
+
+
+class _Loader:
+    """As the loader's contract says: batches that its step alone decides."""
+
+    def __init__(self):
+        self.step = 0
+
+    def __iter__(self):
+        while True:
+            self.step += 1
+            yield f"talk {self.step}", Report(1, 1, ("one",), ())
+
+    def state(self):
+        return {"step": self.step}
+
+    def restore(self, state):
+        assert set(state) == {"step"}
+        self.step = state["step"]
+
+
+def test_data_goes_on_with_the_same_recordings():
+    def taken(data, count):
+        found = iter(data)
+        return [next(found)[0] for _ in range(count)]
+
+    whole = taken(with_recordings(_Loader(), heard(), STAGE, 5), 4)
+    first, again = (with_recordings(_Loader(), heard(), STAGE, 5) for _ in range(2))
+    taken(first, 2)
+    again.restore(json.loads(json.dumps(first.state())))
+    for expected, found in zip(whole[2:], taken(again, 2), strict=True):
+        assert found.talk == expected.talk
+        for name in ("mel", "frames", "phones"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert not np.array_equal(whole[0].mel, whole[1].mel)
+    with pytest.raises(DataError, match="Give the recordings that it began with"):
+        with_recordings(_Loader(), heard(6), STAGE, 5).restore(first.state())
+
+
+def test_the_configuration_is_of_this_stage_and_trains_the_encoder_alone():
+    config = load_config(CONFIGS / "phones.py")
+    task = config.stage.task(config, CONFIG, ("a", "b"))
+    assert isinstance(task, PhonesTask) and isinstance(config.stage, PhonesStage)
+    trained = Trainer(CONFIG, task, config.optimizer, make_mesh(jax.devices()[:1]), freeze=config.freeze).trained
+    assert {path.split("/")[0] for path in trained} == {"audio_encoder", "probe"}
+    without = dataclasses.replace(config, data=dataclasses.replace(config.data, shape=RowShape(tokens=512)))
+    with pytest.raises(ConfigError, match="Set data.shape.audio_blocks above 0"):
+        config.stage.task(without, CONFIG, ("a",))
+    with pytest.raises(ConfigError, match="no held-out recordings"):
+        config.stage.task(dataclasses.replace(config, eval_every=10, held_out=config.data.sources), CONFIG, ("a",))
+
+
+@pytest.mark.parametrize("wrong", [{"clips": 0}, {"blocks": 0}, {"digits": 0.0}])
+def test_a_stage_without_recordings_is_refused(wrong):
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        PhonesStage(**wrong)
+
+
+def test_a_run_goes_on_where_it_was_and_its_model_has_no_probe(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _recorded(tmp_path, {"nine": 1.0, "tiger walks": 1.5})
+    usual = load_config(CONFIGS / "phones.py")
+
+    def config(output, steps):
+        sources, shape = (SourceConfig("audio_text.jsonl"),), RowShape(tokens=256, audio_blocks=2)
+        data = dataclasses.replace(usual.data, sources=sources, shape=shape, workers=0)
+        stage = dataclasses.replace(STAGE, recordings=("audio_text.jsonl",))
+        return dataclasses.replace(
+            usual, stage=stage, checkpoint=str(tiny_checkpoint[1]), output=output, data=data,
+            optimizer=dataclasses.replace(OPTIMIZER, total_steps=steps), save_every=2,
+        )  # fmt: skip
+
+    def trained(output, steps, **options):
+        given = config(output, steps)
+        summary = run(given, given.stage.open_data(given, {}), **options)
+        return flatten_dict(restore_params(summary.model, read_config(summary.model)), sep="/")
+
+    whole = trained("whole", 4)
+    trained("parts", 2)
+    parts = trained("parts", 4, allow_change=("optimizer.total_steps",))
+    assert whole.keys() == parts.keys() and not [path for path in whole if "probe" in path]
+    before = flatten_dict(restore_params(tiny_checkpoint[1], read_config(tiny_checkpoint[1])), sep="/")
+    moved = {path for path in whole if not np.array_equal(whole[path], before[path])}
+    assert {path.split("/")[0] for path in moved} == {"audio_encoder"}
+    given = config("whole", 4)
+    with closing(given.stage.open_data(given, {})(given.data.sources, Rows(1, slice(0, 1), 1))) as data:
+        loaded, _ = next(iter(data))
+    expected = batch_shapes(given, read_config(given.checkpoint), 1)
+    assert jax.tree.structure(loaded) == jax.tree.structure(expected)
+    own, told = ([(x.shape, x.dtype) for x in jax.tree.leaves(each)] for each in (loaded, expected))
+    assert own == told
