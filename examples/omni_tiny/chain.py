@@ -104,7 +104,8 @@ def _from_nothing(scale: float) -> list[Step]:
         _run("sft", ("listening",), scale),
         _run("sight", ("sft",), scale),
         _run("glances", ("sight",), scale),
-        _made("tongue", ("glances", "talker_first"), "join", "--base", "runs/glances/model", "--take",
+        _run("phones", ("glances",), scale),
+        _made("tongue", ("phones", "talker_first"), "join", "--base", "runs/phones/model", "--take",
               "talker=runs/talker_first/model", "--to", "tongue"),
         _run("talker_icl", ("tongue", *_CODES), scale),
     ]  # fmt: skip
@@ -143,7 +144,8 @@ def _further(scale: float, model: Given) -> list[Step]:
         more("sft", "listening", checkpoint=f"runs/listening/{MODEL}"),
         more("sight", "sft", checkpoint=f"runs/sft/{MODEL}"),
         more("glances", "sight", checkpoint=f"runs/sight/{MODEL}"),
-        _made("tongue", ("glances", "recoded", "speech_tokenizer"), "join", "--base", f"runs/glances/{MODEL}", "--take",
+        more("phones", "glances", checkpoint=f"runs/glances/{MODEL}"),
+        _made("tongue", ("phones", "recoded", "speech_tokenizer"), "join", "--base", f"runs/phones/{MODEL}", "--take",
               "talker=recoded", f"speech_tokenizer={tokenizer}", "--to", "tongue"),
         more("talker_icl", "tongue", *_CODES, checkpoint="tongue"),
     ]  # fmt: skip

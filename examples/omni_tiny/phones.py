@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from examples.omni_tiny.beside import Beside
 from examples.omni_tiny.packages import FSDD_SPEAKERS
 from examples.omni_tiny.spoken_rows import PHONES, PHONES_PER_SECOND, Recordings
+from input_pipeline.speech_batch import BLOCK_FRAMES
 from omni_jax.config import OmniConfig
 from omni_jax.config_json import read_processor_config
 from omni_jax.errors import ConfigError
@@ -110,7 +111,7 @@ class PhonesStage(ThinkerStage):
 
         def opened(sources, rows, *, held_out: bool = False) -> Beside:
             loader = conversations(sources, rows, held_out=held_out)
-            paths, seconds = [Path(path) for path in self.recordings], 2 * self.blocks
+            paths, seconds = [Path(path) for path in self.recordings], self.blocks * BLOCK_FRAMES / _FRAMES
             heard = Recordings.read(paths, processor, seconds=seconds, digits=self.digits, progress=progress)
             return with_recordings(loader, heard, self, run.data.seed)
 
@@ -121,7 +122,7 @@ def with_recordings(loader: Any, heard: Recordings, stage: PhonesStage, seed: in
     """Batches of a loader, and rows of recordings beside each."""
 
     def put(talk: Any, step: int) -> PhoneBatch:
-        rows = heard.at(step, stage.clips, stage.blocks, 2 * _FRAMES, seed)
+        rows = heard.at(step, stage.clips, stage.blocks, BLOCK_FRAMES, seed)
         return PhoneBatch(talk, rows.mel, rows.frames, rows.phones)
 
     return Beside(loader, put, name="recordings", about=[len(heard.ends), len(heard.mel)])

@@ -18,6 +18,7 @@ from examples.omni_tiny.chain import Given, Step, left_out, steps
 from examples.omni_tiny.eyes import EyesStage
 from examples.omni_tiny.glances import GlancesStage
 from examples.omni_tiny.packages import FSDD_SPEAKERS
+from examples.omni_tiny.phones import PhonesStage
 from examples.omni_tiny.train_all import RECORDS
 from omni_jax.training.metrics import read_rows
 from omni_jax.training.run_config import load_config
@@ -48,6 +49,7 @@ FIGURES: Mapping[type, Mapping[str, str]] = {
         "shapes": "shapes right, by the probe",
         "talk": "nats a token, of the Thinker",
     },
+    PhonesStage: {"phones": "nats a phone, by the probe", "talk": "nats a token, of the Thinker"},
     ThinkerStage: {"loss": "nats a token", "accuracy": "tokens right"},
     TalkerStage: {"loss": "nats a code", "accuracy": "codes right"},
     DpoStage: {"accuracy": "pairs in the right order", "margin": "margin of rewards", "sft": "nats a code"},

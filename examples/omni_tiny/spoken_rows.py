@@ -76,7 +76,7 @@ class Recordings:
         """All recordings of files of transcripts (audio_text.jsonl), which lie beside them.
 
         Args:
-            seconds: a longer one is left out.
+            seconds: of a row; what is longer, or has more phones than a row has room for, is left out.
             digits: how often one of digits only is drawn, against any other.
             progress: called with stage, done, total.
 
@@ -88,14 +88,15 @@ class Recordings:
         found: list[tuple[np.ndarray, tuple[int, ...], float]] = []
         for number, (file, index) in enumerate(lines):
             sound, text = _told(file, index)
-            mel = log_mel(load_audio(file.path.parent / sound), processor, name=sound).T
-            if len(mel) * processor.hop_length <= seconds * processor.sampling_rate:
+            mel, said = log_mel(load_audio(file.path.parent / sound), processor, name=sound).T, labels(text)
+            fits = len(said) <= seconds * PHONES_PER_SECOND
+            if fits and len(mel) * processor.hop_length <= seconds * processor.sampling_rate:
                 share = digits if set(normal_words(text)) <= set(DIGITS) else 1.0
-                found.append((mel.astype(np.float16), labels(text), share))
+                found.append((mel.astype(np.float16), said, share))
             if progress is not None and number % 500 == 0:
                 progress("recordings", number, len(lines))
         if not found:
-            raise DataError(f"{', '.join(map(str, paths))}: no recording of at most {seconds:g} s.")
+            raise DataError(f"{', '.join(map(str, paths))}: no recording of at most {seconds:g} s. Give more blocks.")
         mels, phones, shares = zip(*found)
         return cls(np.concatenate(mels), np.cumsum([*map(len, mels)]).astype(np.int32), phones,
                    np.array(shares) / sum(shares))  # fmt: skip

@@ -124,7 +124,7 @@ def _recorded(folder, texts: dict[str, float]) -> None:
 
 
 def test_recordings_are_read_from_transcripts(tmp_path):
-    _recorded(tmp_path, {"nine": 1.0, "tiger walks": 2.0, "my dog": 9.0})
+    _recorded(tmp_path, {"nine": 1.0, "tiger walks": 2.0, "small dog": 9.0, "big " * 40: 2.0})
     path = tmp_path / "audio_text.jsonl"
     found = Recordings.read([path], ProcessorConfig(), seconds=6, digits=0.25)
     assert found.ends.tolist() == [100, 300] and found.mel.shape == (300, 128)

@@ -218,13 +218,13 @@ def test_a_model_is_trained_further_by_the_stages_that_can_go_on():
         assert makers <= before(step, given) and follows.get("--base") in {None, "/model", *made}
     for chain_ in (whole, {step.name: step for step in given}):  # what the Talker reads has passed all stages
         tongue = chain_["tongue"].options
-        assert tongue[tongue.index("--base") + 1] == chain_["glances"].result and "glances" in chain_["tongue"].after
+        assert tongue[tongue.index("--base") + 1] == chain_["phones"].result and "phones" in chain_["tongue"].after
     assert {"talker=recoded", "speech_tokenizer=runs/speech_tokenizer/model"} < set(tongue)
     # a model that is moved is the same one, another one is not, and learns from other batches
     moved, other = (steps(model=chain.Given("/new", digest)) for digest in (one.digest, "f" * 64))
     assert [step.fingerprint for step in moved] == [step.fingerprint for step in given]
     differ = {a.name for a, b in zip(other, given) if a.fingerprint != b.fingerprint}
-    assert differ == begun | {"token2wav", "pretrain2", "sight", "glances", "listening", "sft", "talker_icl"}
+    assert differ == begun | {"token2wav", "pretrain2", "sight", "glances", "phones", "listening", "sft", "talker_icl"}
 
 
 def test_the_stages_of_a_model_that_is_given_are_read_by_the_command():
@@ -258,7 +258,7 @@ def test_steps_are_chosen_by_name():
     assert [step.name for step in selected(steps(), None, None, None)] == names
     assert [step.name for step in selected(steps(), "sft", None, None)] == ["sft"]
     chosen = [step.name for step in selected(steps(), None, "sft", "talker_icl")]
-    assert chosen == ["sft", "sight", "glances", "tongue", "talker_icl"]
+    assert chosen == ["sft", "sight", "glances", "phones", "tongue", "talker_icl"]
     with pytest.raises(ConfigError, match="no step 'stf'"):
         selected(steps(), "stf", None, None)
     with pytest.raises(ConfigError, match="sft comes after start"):

@@ -27,7 +27,7 @@ config = RunConfig(
         workers=1,
     ),
     freeze=("^thinker/",),
-    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=30, total_steps=1520),
+    optimizer=OptimizerConfig(rule="muon", learning_rate=2e-3, warmup_steps=30, total_steps=400),
     dtype="float32",
     round_products=True,
     remat="none",

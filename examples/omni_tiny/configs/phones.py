@@ -2,7 +2,7 @@
 
     omni-jax train --config examples/omni_tiny/configs/phones.py        (in the folder of the data)
 
-Ours: that there is such a run, see examples/omni_tiny/phones.py. A step has some 40 recordings for the probe and eight
+Ours: that there is such a run, see examples/omni_tiny/phones.py. A step has some 40 recordings for the probe and 16
 transcripts; configs/listening.py has 28 transcripts in about the same time.
 """
 
@@ -13,7 +13,7 @@ from omni_jax.training.optimizer import OptimizerConfig
 from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
 
 config = RunConfig(
-    stage=PhonesStage(),
+    stage=PhonesStage(talk_weight=2.0),
     checkpoint="runs/glances/model",
     output="runs/phones",
     data=DataConfig(
@@ -22,7 +22,7 @@ config = RunConfig(
             *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.04) for name in FSDD_SPEAKERS),
         ),
         shape=RowShape(tokens=512, audio_blocks=10, patches=0),
-        rows=1,
+        rows=2,
         workers=1,
     ),
     freeze=("^thinker/",),
