@@ -8,7 +8,7 @@ arXiv:1409.5185.)
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from examples.omni_tiny.album import SQUARE, WIDE, Album
-from examples.omni_tiny.beside import Beside
+from examples.omni_tiny.beside import Beside, ProbedStage
 from examples.omni_tiny.pictures import SIDE
 from input_pipeline.pack_rows import vision_row
 from input_pipeline.patches import image_patches
@@ -29,7 +29,7 @@ from omni_jax.models.vision_encoder import VisionBounds, VisionEncoder
 from omni_jax.training.batches import abstract_batch
 from omni_jax.training.objectives import Total
 from omni_jax.training.packed_thinker import Params
-from omni_jax.training.run_stages import OpenData, ThinkerStage
+from omni_jax.training.run_stages import OpenData
 from omni_jax.training.step import compute_copy
 from omni_jax.training.task import Losses
 from omni_jax.training.thinker_task import ThinkerTask
@@ -51,7 +51,7 @@ class GlanceBatch:
 
 
 @dataclass(frozen=True)
-class GlancesStage(ThinkerStage):
+class GlancesStage(ProbedStage):
     """A probe of pictures beside conversations on pictures.
 
     album: captions, image_text.jsonl. wide: pictures of several digits in each step; twice as many others.
@@ -71,14 +71,9 @@ class GlancesStage(ThinkerStage):
             raise ConfigError(f"stage.wide = {self.wide}: give at least one picture for each step.")
 
     def task(self, run: "RunConfig", model: OmniConfig, sources: tuple[str, ...]) -> "GlancesTask":
-        """Raises ConfigError for a run without room for pictures, with micro-batches, or with held-out data."""
-        if not run.data.shape.patches or run.accumulate != 1:
-            raise ConfigError("This stage learns from pictures, in one batch a step. Set data.shape.patches above 0.")
-        if run.eval_every:
-            raise ConfigError("The album has no held-out pictures. Leave out eval_every, and measure by omni-jax eval.")
-        usual = super().task(run, model, sources)
-        common = {each.name: getattr(usual, each.name) for each in fields(usual)}
-        return GlancesTask(**common, talk_weight=self.talk_weight)
+        """Raises ConfigError, see `ProbedStage`."""
+        usual = self.usual(run, model, sources, "patches")
+        return GlancesTask(**usual, talk_weight=self.talk_weight)
 
     def batch_shapes(self, run: "RunConfig", model: OmniConfig, rows: int) -> "GlanceBatch":
         """As `omni_jax.training.batch_shapes`."""
@@ -91,13 +86,7 @@ class GlancesStage(ThinkerStage):
         return GlanceBatch(talk, *of(self.wide, 2 * SIDE, WIDE), *of(2 * self.wide, SIDE, SQUARE))
 
     def open_data(self, run: "RunConfig", voices: Mapping[str, int], progress: Any = None) -> OpenData:
-        """Conversations as usual, and beside them pictures of the album.
-
-        Raises:
-            ConfigError: several devices: every one of them would be given all pictures.
-        """
-        if jax.device_count() > 1:
-            raise ConfigError(f"This stage is made for one device, and there are {jax.device_count()}.")
+        """Conversations as usual, and beside them pictures of the album."""
         conversations = super().open_data(run, voices, progress)
 
         def opened(sources, rows, *, held_out: bool = False) -> Beside:

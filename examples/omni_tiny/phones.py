@@ -7,7 +7,7 @@ Transcripts, as those of configs/listening.py, keep the tokens in the Thinker's 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +18,19 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from examples.omni_tiny.beside import Beside
+from examples.omni_tiny.beside import Beside, ProbedStage
+from examples.omni_tiny.lexicon import PHONES
 from examples.omni_tiny.packages import FSDD_SPEAKERS
-from examples.omni_tiny.spoken_rows import PHONES, PHONES_PER_SECOND, Recordings
-from input_pipeline.speech_batch import BLOCK_FRAMES
+from examples.omni_tiny.spoken_rows import Recordings, room_for_phones
+from input_pipeline.request import audio_tokens
 from omni_jax.config import OmniConfig
-from omni_jax.config_json import read_processor_config
+from omni_jax.config_json import read_config, read_processor_config
 from omni_jax.errors import ConfigError
 from omni_jax.models.audio_encoder import AudioEncoder
 from omni_jax.training.batches import abstract_batch
 from omni_jax.training.objectives import Total
 from omni_jax.training.packed_thinker import Params
-from omni_jax.training.run_stages import OpenData, ThinkerStage
+from omni_jax.training.run_stages import OpenData
 from omni_jax.training.step import compute_copy
 from omni_jax.training.task import Losses
 from omni_jax.training.thinker_task import ThinkerTask
@@ -37,7 +38,6 @@ from omni_jax.training.thinker_task import ThinkerTask
 if TYPE_CHECKING:
     from omni_jax.training.run_config import RunConfig
 
-_FRAMES = 100  # of mel in a second
 _PLACES = 2  # that the probe reads from a token of 40 ms: most phones are shorter than two tokens
 
 
@@ -53,7 +53,7 @@ class PhoneBatch:
 
 
 @dataclass(frozen=True)
-class PhonesStage(ThinkerStage):
+class PhonesStage(ProbedStage):
     """A probe of phones beside transcripts that the Thinker writes.
 
     recordings: files of transcripts. clips: rows of recordings in each step. blocks: of 2 s, of each row.
@@ -61,7 +61,7 @@ class PhonesStage(ThinkerStage):
     talk_weight: the loss is what a phone costs the probe, and this times the mean loss of the Thinker's tokens.
 
     Raises:
-        ConfigError: no rows, no blocks, or a share of digits that is not above 0.
+        ConfigError: a setting outside of its range, or no recordings.
     """
 
     recordings: tuple[str, ...] = ("audio_text.jsonl", *(f"audio_text_{name}.jsonl" for name in FSDD_SPEAKERS))
@@ -71,61 +71,57 @@ class PhonesStage(ThinkerStage):
     talk_weight: float = 1.0
 
     def __post_init__(self):
-        if self.clips < 1 or self.blocks < 1 or self.digits <= 0:
+        if self.clips < 1 or self.blocks < 1:
+            raise ConfigError(f"stage.clips = {self.clips} and stage.blocks = {self.blocks} must be at least 1.")
+        if not self.digits > 0 or not self.talk_weight >= 0:
             raise ConfigError(
-                f"stage.clips = {self.clips} and stage.blocks = {self.blocks} must be at least 1, stage.digits = "
-                f"{self.digits:g} above 0."
+                f"stage.digits = {self.digits:g} must be above 0, stage.talk_weight = {self.talk_weight:g} at least 0."
             )
+        if not self.recordings:
+            raise ConfigError("stage.recordings is empty. Name files of transcripts, such as audio_text.jsonl.")
 
     def task(self, run: "RunConfig", model: OmniConfig, sources: tuple[str, ...]) -> "PhonesTask":
-        """Raises ConfigError for a run without room for sound, with micro-batches, or with held-out data."""
-        if not run.data.shape.audio_blocks or run.accumulate != 1:
-            raise ConfigError("This stage learns to hear, in one batch a step. Set data.shape.audio_blocks above 0.")
-        if run.eval_every:
-            raise ConfigError("The probe has no held-out recordings. Leave out eval_every, and use omni-jax eval.")
-        usual = super().task(run, model, sources)
-        common = {each.name: getattr(usual, each.name) for each in fields(usual)}
-        return PhonesTask(**common, talk_weight=self.talk_weight)
+        """Raises ConfigError, see `ProbedStage`."""
+        usual = self.usual(run, model, sources, "audio_blocks")
+        return PhonesTask(**usual, talk_weight=self.talk_weight)
 
     def batch_shapes(self, run: "RunConfig", model: OmniConfig, rows: int) -> PhoneBatch:
         """As `omni_jax.training.batch_shapes`."""
         audio = model.thinker_config.audio_config
-        frames = self.blocks * audio.block_frames
+        frames = self.blocks * _block_frames(model)
         return PhoneBatch(
             abstract_batch(run.data.shape, rows, config=model),
             jax.ShapeDtypeStruct((self.clips, self.blocks, audio.block_frames, audio.num_mel_bins), jnp.float32),
             jax.ShapeDtypeStruct((self.clips, self.blocks), jnp.int32),
-            jax.ShapeDtypeStruct((self.clips, frames * PHONES_PER_SECOND // _FRAMES), jnp.int32),
+            jax.ShapeDtypeStruct((self.clips, room_for_phones(frames)), jnp.int32),
         )
 
     def open_data(self, run: "RunConfig", voices: Mapping[str, int], progress: Any = None) -> OpenData:
-        """Conversations as usual, and beside them recordings.
-
-        Raises:
-            ConfigError: several devices: every one of them would be given all recordings.
-        """
-        if jax.device_count() > 1:
-            raise ConfigError(f"This stage is made for one device, and there are {jax.device_count()}.")
+        """Conversations as usual, and beside them recordings."""
         conversations = super().open_data(run, voices, progress)
-        processor = read_processor_config(run.checkpoint)
+        processor, block = read_processor_config(run.checkpoint), _block_frames(read_config(run.checkpoint))
 
         def opened(sources, rows, *, held_out: bool = False) -> Beside:
             loader = conversations(sources, rows, held_out=held_out)
-            paths, seconds = [Path(path) for path in self.recordings], self.blocks * BLOCK_FRAMES / _FRAMES
-            heard = Recordings.read(paths, processor, seconds=seconds, digits=self.digits, progress=progress)
-            return with_recordings(loader, heard, self, run.data.seed)
+            paths, frames = [Path(path) for path in self.recordings], self.blocks * block
+            heard = Recordings.read(paths, processor, frames=frames, digits=self.digits, progress=progress)
+            return with_recordings(loader, heard, self, block, run.data.seed)
 
         return opened
 
 
-def with_recordings(loader: Any, heard: Recordings, stage: PhonesStage, seed: int) -> Beside:
-    """Batches of a loader, and rows of recordings beside each."""
+def with_recordings(loader: Any, heard: Recordings, stage: PhonesStage, block: int, seed: int) -> Beside:
+    """Batches of a loader, and rows of recordings beside each, in blocks of `block` frames."""
 
     def put(talk: Any, step: int) -> PhoneBatch:
-        rows = heard.at(step, stage.clips, stage.blocks, BLOCK_FRAMES, seed)
+        rows = heard.at(step, stage.clips, stage.blocks, block, seed)
         return PhoneBatch(talk, rows.mel, rows.frames, rows.phones)
 
-    return Beside(loader, put, name="recordings", about=[len(heard.ends), len(heard.mel)])
+    return Beside(loader, put, name="recordings", about=[len(heard.ends), len(heard.mel), heard.digest])
+
+
+def _block_frames(model: OmniConfig) -> int:
+    return model.thinker_config.audio_config.block_frames
 
 
 @dataclass(frozen=True)
@@ -168,7 +164,7 @@ class PhonesTask(ThinkerTask):
         config, (rows, blocks, *_) = self.config.thinker_config.audio_config, mel.shape
         encoder = AudioEncoder(config, dtype=self.dtype, remat=self.remat)
         tokens, _ = encoder.apply({"params": params["audio_encoder"]}, mel.reshape(-1, *mel.shape[2:]), frames.ravel())
-        silent = jnp.arange(tokens.shape[1]) >= (((frames.ravel() - 1) // 2 + 1) // 2)[:, None]
+        silent = jnp.arange(tokens.shape[1]) >= audio_tokens(frames.ravel())[:, None]
         tokens = tokens.astype(jnp.float32)
         tokens = tokens * jax.lax.rsqrt(jnp.mean(tokens * tokens, axis=-1, keepdims=True) + 1e-6)
         probe = params["probe"]["phones"]
