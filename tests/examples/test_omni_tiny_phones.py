@@ -355,7 +355,7 @@ def test_a_run_goes_on_where_it_was_and_its_model_has_no_probe(tiny_checkpoint, 
         stage = dataclasses.replace(STAGE, recordings=("audio_text.jsonl",))
         return dataclasses.replace(
             usual, stage=stage, checkpoint=str(tiny_checkpoint[1]), output=output, data=data,
-            optimizer=dataclasses.replace(OPTIMIZER, total_steps=steps), save_every=2,
+            optimizer=dataclasses.replace(OPTIMIZER, total_steps=steps), freeze=("^thinker/",), save_every=2,
         )  # fmt: skip
 
     def trained(output, steps, **options):
