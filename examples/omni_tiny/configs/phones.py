@@ -2,9 +2,9 @@
 
     omni-jax train --config examples/omni_tiny/configs/phones.py        (in the folder of the data)
 
-Ours: that there is such a run, see examples/omni_tiny/phones.py. A step has some 40 recordings for the probe and 12
-to 16 conversations. A third of these are on films and their sound: where all were transcripts, the encoder forgot what
-is no speech.
+Ours: that there is such a run, see examples/omni_tiny/phones.py. A step has some 40 recordings for the probe and 12 to
+16 conversations. Half of these are transcripts; where all were, the encoder forgot what is no speech, and the Thinker
+took one spoken question for another.
 """
 
 from examples.omni_tiny.packages import FSDD_SPEAKERS
@@ -19,9 +19,9 @@ config = RunConfig(
     output="runs/phones",
     data=DataConfig(
         sources=(
-            SourceConfig("audio_text.jsonl", weight=0.5),
-            SourceConfig("sft_films.jsonl", weight=0.3),
-            SourceConfig("sft.jsonl", weight=0.1),
+            SourceConfig("audio_text.jsonl", weight=0.4),
+            SourceConfig("sft_films.jsonl", weight=0.2),
+            SourceConfig("sft.jsonl", weight=0.3),
             *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.025) for name in FSDD_SPEAKERS),
         ),
         shape=RowShape(tokens=512, audio_blocks=10, patches=320),
