@@ -1,9 +1,9 @@
-"""Phones: the audio encoder learns from many recordings by a probe, and from a few by what the Thinker writes.
+"""Phones: the audio encoder learns from many recordings by a probe, and from a few by what the Thinker answers.
 
 As `glances.py`, for the other sense: behind the Thinker a recording costs several times as much as alone, and a
 transcript lets it guess a word from the words before. Here most recordings are judged by a linear probe on their
 tokens, which is thrown away: it tells the phones, by connectionist temporal classification (Graves et al. 2006).
-Transcripts, as those of configs/listening.py, keep the tokens in the Thinker's language meanwhile.
+Conversations keep the tokens in the Thinker's language meanwhile, and what is no speech in mind.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ class PhoneBatch:
 
 @dataclass(frozen=True)
 class PhonesStage(ProbedStage):
-    """A probe of phones beside transcripts that the Thinker writes.
+    """A probe of phones beside conversations.
 
     recordings: files of transcripts. clips: rows of recordings in each step. blocks: of 2 s, of each row.
     digits: how often a recording of digits only is drawn, against any other.
@@ -126,7 +126,7 @@ def _block_frames(model: OmniConfig) -> int:
 
 @dataclass(frozen=True)
 class PhonesTask(ThinkerTask):
-    """What phones cost the probe, and transcripts the Thinker, see `PhonesStage`.
+    """What phones cost the probe, and conversations the Thinker, see `PhonesStage`.
 
     Reports `talk`, the Thinker's loss, and its parts; `phones`: nats a phone.
     """

@@ -1,4 +1,4 @@
-"""Phones: the audio encoder, by a probe of many recordings and a few transcripts, behind a Thinker that stays.
+"""Phones: the audio encoder, by a probe of many recordings and a few conversations, behind a Thinker that stays.
 
     omni-jax train --config examples/omni_tiny/configs/phones.py        (in the folder of the data)
 
