@@ -18,11 +18,8 @@ CONFIGS = Path(__file__).parent / "configs"
 VOICES = tuple(TALKER)
 _CODES = tuple(f"codes_{voice}" for voice in VOICES)
 MODEL = "model"
-LEFT_OUT = (
-    "pretrain2",
-    "listening",
-    "sft",
-)  # the stages that hear people and are made again without one; phones, after sft, hears them too
+# the stages that hear people and are made again without one; phones, after sft, hears them, too
+LEFT_OUT = ("pretrain2", "listening", "sft")
 GENTLER = 0.5  # than the usual rates, when a model is trained further
 SHORTER = 0.5  # of the usual steps, when a person is left out
 

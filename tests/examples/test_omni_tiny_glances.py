@@ -2,34 +2,29 @@
 
 import dataclasses
 import json
-from contextlib import closing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from PIL import Image
 
 from examples.omni_tiny.album import SQUARE, WIDE, Album, Shown, answers, moved
 from examples.omni_tiny.chain import CONFIGS
 from examples.omni_tiny.glances import GlanceBatch, GlancesStage, GlancesTask, patches_of, with_pictures
-from input_pipeline.loader_ahead import Report
 from input_pipeline.pack_rows import vision_row
 from input_pipeline.patches import image_patches
 from input_pipeline.training_batch import RowShape
 from omni_jax.config import ProcessorConfig
-from omni_jax.config_json import read_config
 from omni_jax.errors import ConfigError, DataError
-from omni_jax.interop.restore import restore_params
 from omni_jax.models.vision_encoder import VisionBounds, VisionEncoder
 from omni_jax.presets import preset
 from omni_jax.sharding.mesh import make_mesh
-from omni_jax.training.batch_shapes import batch_shapes
 from omni_jax.training.optimizer import OptimizerConfig
-from omni_jax.training.run import Rows, run
 from omni_jax.training.run_config import SourceConfig, load_config
 from omni_jax.training.step import Trainer
+from tests.examples.probed_runs import NumberedLoader, check_run
 from tests.training.random_batches import random_batch, random_params
 
 CONFIG = preset("tiny")
@@ -197,36 +192,15 @@ def test_shares_are_of_pictures_of_their_kind():
     }  # fmt: skip
 
 
-class _Loader:
-    """As the loader's contract says: batches that its step alone decides."""
-
-    def __init__(self):
-        self.step = 0
-
-    def __iter__(self):
-        while True:
-            self.step += 1
-            yield f"talk {self.step}", Report(1, 1, ("one",), ())
-
-    def state(self):
-        return {"step": self.step}
-
-    def restore(self, state):
-        assert set(state) == {"step"}
-        self.step = state["step"]
-
-    seek = None
-
-
 def test_data_goes_on_with_the_same_pictures():
     def batches(data, count):
         found = iter(data)
         return [next(found)[0] for _ in range(count)]
 
-    whole = batches(with_pictures(_Loader(), album(), 2, 5), 6)
-    first = with_pictures(_Loader(), album(), 2, 5)
+    whole = batches(with_pictures(NumberedLoader(), album(), 2, 5), 6)
+    first = with_pictures(NumberedLoader(), album(), 2, 5)
     batches(first, 4)
-    again = with_pictures(_Loader(), album(), 2, 5)
+    again = with_pictures(NumberedLoader(), album(), 2, 5)
     again.restore(json.loads(json.dumps(first.state())))
     for expected, found in zip(whole[4:], batches(again, 2), strict=True):
         assert found.talk == expected.talk
@@ -234,7 +208,7 @@ def test_data_goes_on_with_the_same_pictures():
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     assert not np.array_equal(whole[0].wide, whole[1].wide)
     with pytest.raises(DataError, match="album"):
-        with_pictures(_Loader(), album(wide=7), 2, 5).restore(first.state())
+        with_pictures(NumberedLoader(), album(wide=7), 2, 5).restore(first.state())
 
 
 def test_the_configuration_is_of_this_stage_and_trains_the_encoder_alone():
@@ -271,24 +245,4 @@ def test_a_run_goes_on_where_it_was_and_its_model_has_no_probe(tiny_checkpoint, 
             freeze=("^thinker/",), save_every=2,
         )  # fmt: skip
 
-    def trained(output, steps, **options):
-        given = config(output, steps)
-        summary = run(given, given.stage.open_data(given, {}), **options)
-        return flatten_dict(restore_params(summary.model, read_config(summary.model)), sep="/")
-
-    whole = trained("whole", 4)
-    trained("parts", 2)
-    parts = trained("parts", 4, allow_change=("optimizer.total_steps",))
-    assert whole.keys() == parts.keys() and not [path for path in whole if "probe" in path]
-    for path, value in whole.items():
-        np.testing.assert_array_equal(parts[path], value, err_msg=path)
-    before = flatten_dict(restore_params(tiny_checkpoint[1], read_config(tiny_checkpoint[1])), sep="/")
-    moved_paths = {path for path in whole if not np.array_equal(whole[path], before[path])}
-    assert {path.split("/")[0] for path in moved_paths} == {"vision_encoder"}
-    given = config("whole", 4)
-    with closing(given.stage.open_data(given, {})(given.data.sources, Rows(1, slice(0, 1), 1))) as data:
-        loaded, _ = next(iter(data))
-    expected = batch_shapes(given, read_config(given.checkpoint), 1)
-    assert jax.tree.structure(loaded) == jax.tree.structure(expected)
-    own, told = ([(x.shape, x.dtype) for x in jax.tree.leaves(batch)] for batch in (loaded, expected))
-    assert own == told
+    check_run(config, "vision_encoder")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from contextlib import closing
 from itertools import groupby
 
 import jax
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from flax.traverse_util import flatten_dict
 
 from examples.omni_tiny import spoken_rows
 from examples.omni_tiny.amounts import Amounts
@@ -21,21 +19,17 @@ from examples.omni_tiny.phones import PhoneBatch, PhonesStage, PhonesTask, with_
 from examples.omni_tiny.sentences import normal_words
 from examples.omni_tiny.spoken_rows import Recordings, changed
 from examples.omni_tiny.training import Training
-from input_pipeline.loader_ahead import Report
 from input_pipeline.request import audio_tokens
 from input_pipeline.training_batch import RowShape
 from omni_jax.config import ProcessorConfig
-from omni_jax.config_json import read_config
 from omni_jax.errors import ConfigError, DataError
-from omni_jax.interop.restore import restore_params
 from omni_jax.models.audio_encoder import AudioEncoder
 from omni_jax.presets import preset
 from omni_jax.sharding.mesh import make_mesh
-from omni_jax.training.batch_shapes import batch_shapes
 from omni_jax.training.optimizer import OptimizerConfig
-from omni_jax.training.run import Rows, run
 from omni_jax.training.run_config import SourceConfig, load_config
 from omni_jax.training.step import Trainer
+from tests.examples.probed_runs import NumberedLoader, check_run
 from tests.training.random_batches import random_batch, random_params
 
 CONFIG = preset("tiny")
@@ -261,38 +255,13 @@ def test_the_probe_learns_beside_the_encoder_and_stays_out_of_the_model():
     assert set(step.kept(state)) == set(step.merged(state)) == {"thinker", "audio_encoder"}
 
 
-class _Loader:
-    """As the loader's contract says: batches that its step alone decides."""
-
-    def __init__(self):
-        self.step = 0
-
-    def __iter__(self):
-        while True:
-            self.step += 1
-            yield f"talk {self.step}", Report(1, 1, ("one",), ())
-
-    def state(self):
-        return {"step": self.step}
-
-    def restore(self, state):
-        assert set(state) == {"step"}
-        self.step = state["step"]
-
-    def seek(self, step):
-        self.step = step
-
-    def close(self):
-        self.closed = True
-
-
 def test_data_goes_on_with_the_same_recordings():
     def taken(data, count):
         found = iter(data)
         return [next(found)[0] for _ in range(count)]
 
-    whole = taken(with_recordings(_Loader(), heard(), STAGE, AUDIO.block_frames, 5), 4)
-    first, again = (with_recordings(_Loader(), heard(), STAGE, AUDIO.block_frames, 5) for _ in range(2))
+    whole = taken(with_recordings(NumberedLoader(), heard(), STAGE, AUDIO.block_frames, 5), 4)
+    first, again = (with_recordings(NumberedLoader(), heard(), STAGE, AUDIO.block_frames, 5) for _ in range(2))
     taken(first, 2)
     again.restore(json.loads(json.dumps(first.state())))
     for expected, found in zip(whole[2:], taken(again, 2), strict=True):
@@ -301,7 +270,7 @@ def test_data_goes_on_with_the_same_recordings():
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     assert not np.array_equal(whole[0].mel, whole[1].mel)
     with pytest.raises(DataError, match="it began with .* Give the recordings of then"):
-        with_recordings(_Loader(), heard(6), STAGE, AUDIO.block_frames, 5).restore(first.state())
+        with_recordings(NumberedLoader(), heard(6), STAGE, AUDIO.block_frames, 5).restore(first.state())
     with pytest.raises(DataError, match="it was stopped by an earlier program"):
         again.restore({"step": 2})
     again.seek(1)
@@ -358,24 +327,4 @@ def test_a_run_goes_on_where_it_was_and_its_model_has_no_probe(tiny_checkpoint, 
             optimizer=dataclasses.replace(OPTIMIZER, total_steps=steps), freeze=("^thinker/",), save_every=2,
         )  # fmt: skip
 
-    def trained(output, steps, **options):
-        given = config(output, steps)
-        summary = run(given, given.stage.open_data(given, {}), **options)
-        return flatten_dict(restore_params(summary.model, read_config(summary.model)), sep="/")
-
-    whole = trained("whole", 4)
-    trained("parts", 2)
-    parts = trained("parts", 4, allow_change=("optimizer.total_steps",))
-    assert whole.keys() == parts.keys() and not [path for path in whole if "probe" in path]
-    for path, value in whole.items():
-        np.testing.assert_array_equal(parts[path], value, err_msg=path)
-    before = flatten_dict(restore_params(tiny_checkpoint[1], read_config(tiny_checkpoint[1])), sep="/")
-    moved = {path for path in whole if not np.array_equal(whole[path], before[path])}
-    assert {path.split("/")[0] for path in moved} == {"audio_encoder"}
-    given = config("whole", 4)
-    with closing(given.stage.open_data(given, {})(given.data.sources, Rows(1, slice(0, 1), 1))) as data:
-        loaded, _ = next(iter(data))
-    expected = batch_shapes(given, read_config(given.checkpoint), 1)
-    assert jax.tree.structure(loaded) == jax.tree.structure(expected)
-    own, told = ([(x.shape, x.dtype) for x in jax.tree.leaves(each)] for each in (loaded, expected))
-    assert own == told
+    check_run(config, "audio_encoder")

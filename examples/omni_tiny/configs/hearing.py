@@ -6,12 +6,11 @@ Ours: that there is such a run. A model that is given has heard everybody, but i
 are the ears, only synthetic speech (examples/omni_tiny/chain.py). Digits are all that people say here.
 """
 
+from examples.omni_tiny.packages import FSDD_SPEAKERS
 from input_pipeline.training_batch import RowShape
 from omni_jax.training.optimizer import OptimizerConfig
 from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
 from omni_jax.training.run_stages import ThinkerStage
-
-HUMANS = ("jackson", "nicolas", "theo", "yweweler")
 
 config = RunConfig(
     stage=ThinkerStage(),
@@ -20,7 +19,7 @@ config = RunConfig(
     data=DataConfig(
         sources=(
             SourceConfig("audio_text_digits.jsonl", weight=0.4),
-            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.15) for name in HUMANS),
+            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.15) for name in FSDD_SPEAKERS),
         ),
         shape=RowShape(tokens=256, audio_blocks=10),
         rows=4,

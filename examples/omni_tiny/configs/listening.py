@@ -7,12 +7,11 @@ transcripts. Ours: that there is such a run, and its length; of the 1,520 steps 
 most.
 """
 
+from examples.omni_tiny.packages import FSDD_SPEAKERS
 from input_pipeline.training_batch import RowShape
 from omni_jax.training.optimizer import OptimizerConfig
 from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
 from omni_jax.training.run_stages import ThinkerStage
-
-HUMANS = ("jackson", "nicolas", "theo", "yweweler")
 
 config = RunConfig(
     stage=ThinkerStage(),
@@ -21,7 +20,7 @@ config = RunConfig(
     data=DataConfig(
         sources=(
             SourceConfig("audio_text.jsonl", weight=0.8),
-            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.05) for name in HUMANS),
+            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.05) for name in FSDD_SPEAKERS),
         ),
         shape=RowShape(tokens=512, audio_blocks=10, patches=0),
         rows=4,

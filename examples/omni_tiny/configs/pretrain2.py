@@ -7,12 +7,11 @@ and the mixture: hearing is learnt slowest, and human digits sound otherwise tha
 which would be half of a question on a picture.
 """
 
+from examples.omni_tiny.packages import FSDD_SPEAKERS
 from input_pipeline.training_batch import RowShape
 from omni_jax.training.optimizer import OptimizerConfig
 from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
 from omni_jax.training.run_stages import ThinkerStage
-
-HUMANS = ("jackson", "nicolas", "theo", "yweweler")
 
 config = RunConfig(
     stage=ThinkerStage(),
@@ -24,7 +23,7 @@ config = RunConfig(
             SourceConfig("read_aloud.jsonl", weight=0.07),
             SourceConfig("image_text.jsonl", weight=0.2),
             SourceConfig("audio_text.jsonl", weight=0.48),
-            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.04) for name in HUMANS),
+            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.04) for name in FSDD_SPEAKERS),
             SourceConfig("video_audio.jsonl", weight=0.08),
         ),
         shape=RowShape(tokens=512, audio_blocks=8, patches=192),

@@ -7,12 +7,11 @@ Ours: sizes, optimiser, rates, steps. Transcripts stay in the mixture, for the T
 talker_dpo; and captions, for they say all that can be asked about a picture or film in one answer.
 """
 
+from examples.omni_tiny.packages import FSDD_SPEAKERS
 from input_pipeline.training_batch import RowShape
 from omni_jax.training.optimizer import OptimizerConfig
 from omni_jax.training.run_config import DataConfig, RunConfig, SourceConfig
 from omni_jax.training.run_stages import ThinkerStage
-
-HUMANS = ("jackson", "nicolas", "theo", "yweweler")
 
 config = RunConfig(
     stage=ThinkerStage(),
@@ -25,11 +24,11 @@ config = RunConfig(
             SourceConfig("sft_films.jsonl", weight=0.13),
             SourceConfig("sft_same.jsonl", weight=0.1),
             SourceConfig("same_words.jsonl", weight=0.03),
-            *(SourceConfig(f"sft_{name}.jsonl", weight=0.03) for name in HUMANS),
+            *(SourceConfig(f"sft_{name}.jsonl", weight=0.03) for name in FSDD_SPEAKERS),
             SourceConfig("read_aloud.jsonl", weight=0.08),
             SourceConfig("image_text.jsonl", weight=0.09),
             SourceConfig("audio_text.jsonl", weight=0.16),
-            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.01) for name in HUMANS),
+            *(SourceConfig(f"audio_text_{name}.jsonl", weight=0.01) for name in FSDD_SPEAKERS),
             SourceConfig("video_audio.jsonl", weight=0.04),
         ),
         shape=RowShape(tokens=512, audio_blocks=8, patches=128),
